@@ -65,7 +65,7 @@ class Config:
 
 
 def kind(number: int) -> Kind:
-    rng = random.Random(f"kind {number}")
+    rng = random.Random(f"kind {number}/29")
     interface = INTERFACES[number % len(INTERFACES)]
     d, e = rng.choice(HEADS)
     causal = rng.choice(("none", "none", "top_left", "bottom_right"))
@@ -110,10 +110,14 @@ def _cap(lang: Any, held: Any) -> Callable[..., Any]:
 SCORES: dict[str, tuple[Callable[[Config], tuple[Any, ...]], Callable[[Any, Any], Callable[..., Any]]]] = {
     "cap": (lambda c: (), _cap),
     "table": (lambda c: ((c.h, c.m, c.n),), lambda lang, held: lambda s, b, h, i, j: s + held[0][h, i, j]),
+    "shared": (lambda c: ((c.h, c.m, c.n),), lambda lang, held: lambda s, b, h, i, j: s + lang.real(held[0][h, i, j])),
+    "own": (lambda c: ((c.b, c.h, c.m, c.n),), lambda lang, held: lambda s, b, h, i, j: s + lang.real(held[0][b, h, i, j])),
     "slopes": (lambda c: ((c.h,),), lambda lang, held: lambda s, b, h, i, j: s + held[0][h] * lang.real(j - i) * 0.01),
     "heat": (lambda c: ((1,),), lambda lang, held: lambda s, b, h, i, j: lang.sin(s * held[0][0]) * 2.0),
     "places": (lambda c: ((9,), (c.h, 4)), lambda lang, held: lambda s, b, h, i, j: s * (1.0 + held[0][(i + j) % 9]) + held[1][h, j % 4]),
 }
+#: of these functions what they hold has the dtype of q
+NARROW = ("shared", "own")
 MASKS: dict[str, Callable[..., Any]] = {
     "window": lambda b, h, i, j: (j >= i - 70) & (j <= i + 40), "documents": lambda b, h, i, j: i // 37 == j // 37,
     "holes": lambda b, h, i, j: (i * 3 + j) % 5 != 0, "ahead": lambda b, h, i, j: j >= i + 3,
@@ -176,6 +180,8 @@ class Case:
         self.held = [self._random(shape) for shape in SCORES[t.score][0](c)] if t.score != "none" else []
         if t.interface == "sdpa" and t.score == "table":
             self.held = [self._random((random.Random(c.number).choice((1, c.b)), *self.held[0].shape))]
+        if t.score in NARROW or (t.interface == "sdpa" and c.number % 2):
+            self.held = [x.to(self.dtype) for x in self.held]
         self.sinks = self._random((c.h,)) if t.sinks else None
         self.dlse = self._random((b, c.h, rows)) if c.of_lse else None
         self.some = (self._random((c.m, c.n)) > -0.5) if t.mask == "some" else None
@@ -369,6 +375,9 @@ def _backward(case: Case, xs: list[Any], results: tuple[Any, Any], u: float = 0.
 
 def one_kind(number: int, calls: int, until: float) -> dict[str, Any]:
     """All calls of a kind, in this process."""
+    import torch
+
+    torch.cuda.set_device(number % torch.cuda.device_count())
     k = kind(number)
     found: dict[str, Any] = {"kind": number, "ran": 0, "worst": 0.0, "failures": []}
     for n in range(min(calls, IN_GRAPHS) if k.interface == "graph" else calls):

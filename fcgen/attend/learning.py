@@ -63,8 +63,13 @@ def held_learn(given: Functions) -> bool:
     return bool(found)
 
 
+def held_in(f: Any) -> Iterator[Any]:
+    """The tensors that a function holds, as far as they are found."""
+    return _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH) if f is not None else iter(())
+
+
 def _held(given: Functions) -> Iterator[Any]:
-    return (x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH))
+    return (x for f in given for x in held_in(f))
 
 
 def _tensors_in(x: Any, kind: type, depth: int) -> Iterator[Any]:

@@ -22,18 +22,20 @@ from ..build.compiler import target
 from ..build.later import Later
 from ..build.program import Program
 from ..errors import FcError
-from ..ir.types import DTYPES
+from ..ir.types import DTYPES, f32
 from ..kernels import backward, ragged_backward
 from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
 from . import backward_plans
-from .learning import held_learn
+from .learning import held_in, held_learn
 from .variants import PLAIN, Functions
 
 #: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
 WIDEST, STEP = 256, 32
+#: so many roundings in a tensor's dtype leave a sum about as far off as the last one does
+FEW = 4
 
 
 class Specs(NamedTuple):
@@ -68,27 +70,32 @@ class Call(NamedTuple):
 
 class Ready(NamedTuple):
     """A program (`make` gives it), with what its functions held at the call. numbers: by parameter. held: parameter -> which of the saved
-    tensors. gradients: parameter -> of which of them it takes the gradient."""
+    tensors. gradients: parameter -> of which of them it takes the gradient, and whether it stores that, each element once. every: it
+    comes to every score."""
 
     make: Callable[[], Program]
     numbers: Mapping[str, Any]
     held: Mapping[str, int]
-    gradients: Mapping[str, int]
+    gradients: Mapping[str, tuple[int, bool]]
+    every: bool = False
 
     def takes(self, parameter: str) -> bool:
         return any(p.name == parameter for p in self.make().params)
 
     def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
         """arguments: those that it has parameters for, and others."""
-        for n in self.gradients.values():
-            if n not in into:  # rows of whole 16 bytes, which bulk stores can add to
-                *outer, last = saved[n].shape
-                wide = last + -last % 4 if outer else last
-                into[n] = torch.zeros((*outer, wide), dtype=torch.float32, device=saved[n].device)[..., :last]
         program = self.make()
+        for name, (n, stores) in self.gradients.items():
+            if n not in into:  # rows of whole 16 bytes, which bulk stores can move
+                *outer, last = saved[n].shape
+                own = next(p for p in program.params if p.name == name).type.dtype != f32
+                whole = stores and self.every and saved[n].shape == (*arguments["Q"].shape[:3], arguments["K"].shape[2])
+                wide = last + -last % (8 if own else 4) if outer else last
+                into[n] = (torch.empty if whole else torch.zeros)((*outer, wide), dtype=saved[n].dtype if own else torch.float32,
+                                                                 device=saved[n].device)[..., :last]
         known = {p.name for p in program.params}
         given = {**{n: x for n, x in arguments.items() if n in known}, **self.numbers}
-        held = {**{name: saved[n] for name, n in self.held.items()}, **{name: into[n] for name, n in self.gradients.items()}}
+        held = {**{name: saved[n] for name, n in self.held.items()}, **{name: into[n] for name, (n, _) in self.gradients.items()}}
         program.launcher({**given, **held})
 
 
@@ -189,7 +196,8 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
         call.arch.endswith("a") and lines and apart(max(q.shape[-1], v.shape[-1]), uneven, rows))
     grouped = q.shape[call.heads] != k.shape[call.heads]
     if call.given != PLAIN:
-        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
+        few = call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
+        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held, few)
     key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, grouped,
            for_q, for_k)
     if key not in _plans:
@@ -202,9 +210,15 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
 _plans: dict[Any, Plan] = {}
 
 
+def _few(given: Functions, scores: int) -> bool:
+    """Whether few scores have an element of each of the tensors that learn in common."""
+    learnt = [x for x in held_in(given.score) if x.requires_grad]
+    return given.weigh is None and bool(learnt) and all(scores <= FEW * x.numel() for x in learnt)
+
+
 def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, grouped: bool, for_q: bool,
-          for_k: bool, held: list[Any]) -> Plan:
-    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. grouped: heads of keys are shared."""
+          for_k: bool, held: list[Any], few: bool = False) -> Plan:
+    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. grouped: heads of keys are shared. few: as `_few` says."""
     common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
     arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
@@ -213,7 +227,7 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     sinks = {} if sink is None else {"sink": sink}
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
     adds = for_q and every and not two
-    more = {"grouped": grouped, **({} if adds else {"dQ": None})}
+    more = {"grouped": grouped, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
     keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if every else None
     whole = _ready(call.specs.before, common, {**facts, "Sums": None}, sinks, held)
     first: Pair | None = None
@@ -258,7 +272,8 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
                 held.append(x)
             where[name] = next(n for n, y in enumerate(held) if y is x)
     numbers = {name: x for name, x in values.items() if name not in where}
-    return Ready(lambda: program, numbers, where, {name: where[of] for name, of in found.gradients})
+    every = spec is DENSE.keys and facts["mask"] == "none" and "keep" not in functions
+    return Ready(lambda: program, numbers, where, {name: (where[of], stored) for name, of, stored in found.gradients}, every)
 
 
 _families: dict[Any, Family] = {}
@@ -288,8 +303,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
     uneven = facts.get("mask", "none") != "none"
-    nested = bool(facts.get("grouped")) and (uneven or "keep" in functions or spec is RAGGED.keys)
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, nested)]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

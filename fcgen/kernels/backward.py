@@ -31,13 +31,15 @@ from .attention import visible
 LOG2E = 1.4426950408889634
 
 
-def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> tuple[Any, Callable[[Any, Any], Any]]:
+def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any,
+            held: bool | str) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Weights of values of a tile of scaled scores x, and what makes the gradient of x from theirs and Delta.
 
-    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
-    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
+    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well;
+    "few": as `fc.vjp` says."""
+    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held, places=at if held else ())
     p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
-    w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
+    w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=bool(held))
 
     def gradient(dw: Any, delta: Any) -> Any:
         ds = p * ((dw if back is None else back(dw)) - delta)
@@ -122,21 +124,12 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
             seen = seen & keep(b, h, rows.index, cols.index)
         return seen if score is None and weigh is None else seen & rows.valid
 
-    def tile(h, rows):
-        mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-        step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
-
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            tile(h, rows)
+            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
-    if grouped and mask == "none" and keep is None:  # one loop over the tiles of all heads: it has registers for products ahead
-        tiles = fc.tile(Q.M, "BLOCK_M")
-        count, group = (Q.M + (tiles.size - 1)) // tiles.size, Q.H // K.G
-        for n in fc.loop(group * count):
-            tile(g * group + n // count, tiles[n % count])
-    else:
-        each_head(head, g, Q.H // K.G, grouped)
+    each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 

@@ -19,7 +19,7 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
 
 
 #: of a thread's values in memory cost less than smaller tiles do
-FEW_BYTES = 64
+FEW_BYTES = 80
 #: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
@@ -70,11 +70,10 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, nested: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). nested: it has two loops, of
-    heads and of their rows, which leave no registers for products ahead."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's)."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -93,8 +92,6 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
     elif uneven:
         found = (*pick(_UNEVEN), *found)
-    if nested:
-        found = tuple(s for s in found if not s.early)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
 
 

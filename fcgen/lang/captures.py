@@ -32,6 +32,8 @@ _STDLIB, *_INSTALLED = (sysconfig.get_paths()[k] for k in ("stdlib", "purelib", 
 #: packages whose functions are called as they are, but for modules that say they are written in the language, as a user's would be
 _FOREIGN = ("fcgen", "numpy", "torch")
 IN_THE_LANGUAGE = "WRITTEN_IN_THE_LANGUAGE"
+#: how the gradient of a captured tensor comes together: added up in f32, added up in the tensor's own dtype, stored in it
+SUM, FEW, STORED = "sum", "few", "stored"
 
 
 class Same:
@@ -278,8 +280,8 @@ class Captures:
         self.seen: dict[Key, Any] = {}
         self.made: dict[Key, Any] = {}
         self._values: dict[Key, Value] = {}
-        #: captured tensor -> where its gradient is added up
-        self._gradients: dict[Value, Value] = {}
+        #: captured tensor -> where its gradient goes, and how
+        self._gradients: dict[Value, tuple[Value, str]] = {}
 
     def see(self, key: Key) -> Any:
         """A fact that the trace follows from."""
@@ -306,12 +308,12 @@ class Captures:
         key = next((k for k, v in self._values.items() if v is of), None)
         return key is not None and bool(self.see(("wants", key)))
 
-    def gradient(self, of: Value) -> Value:
-        """The parameter that the gradient of a captured tensor is added to, f32 with its sizes."""
+    def gradient(self, of: Value, how: str = SUM) -> tuple[Value, str]:
+        """The parameter of a captured tensor's sizes that its gradient goes to, and how it does: as was said first."""
         if of not in self._gradients:
             name = f"{of.name}_grad"
             self._taken.add(name)
-            self._gradients[of] = Value(Tensor(DTYPES["f32"], of.type.dims), name)
+            self._gradients[of] = Value(Tensor(DTYPES["f32"] if how == SUM else of.type.dtype, of.type.dims), name), how
         return self._gradients[of]
 
     @property
@@ -320,19 +322,19 @@ class Captures:
 
     @property
     def gradients(self) -> tuple[Value, ...]:
-        return tuple(self._gradients.values())
+        return tuple(v for v, _ in self._gradients.values())
 
     def done(self) -> Held:
         return Held(tuple(self.seen.items()), tuple((v.name, key) for key, v in self._values.items()),
-                    tuple((g.name, v.name) for v, g in self._gradients.items()))
+                    tuple((g.name, v.name, how == STORED) for v, (g, how) in self._gradients.items()))
 
 
 class Held:
     """What a traced program asks of the functions that it was traced from, and what its captured parameters are. gradients: parameters
-    that a captured tensor's gradient is added to, and that tensor's."""
+    that a captured tensor's gradient goes to, that tensor's, and whether it is stored there, each element once, and not added."""
 
     def __init__(self, seen: tuple[tuple[Key, Any], ...] = (), values: tuple[tuple[str, Key], ...] = (),
-                 gradients: tuple[tuple[str, str], ...] = ()):
+                 gradients: tuple[tuple[str, str, bool], ...] = ()):
         self.seen, self.values, self.gradients = seen, values, gradients
 
     def bind(self, given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,23 +16,33 @@ from ..grad.writer import Writer
 from ..ir.core import Op, Value
 from ..ir.types import Tensor
 from .arith import aligned, lift
+from .captures import STORED, SUM
 from .handles import Handle, NotATile
 from .mistakes import called
-from .scatter import add_to_tensor
+from .scatter import add_to_tensor, how_together
 from .tensors import TensorParam
 from .trace import Scope, current, mistake
 
 
-def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[Any, Callable[[Any], Any]]:
+def vjp(f: Callable[..., Any], *primals: Any, captured: bool | str = False, places: Sequence[Any] = ()) -> tuple[Any, Callable[[Any], Any]]:
     """The value of f(*primals), and a function that takes the gradient of that value (one for each, of several) to those of the primals.
 
     primals: tiles and scalars of floats, and tensors that f reads, itself or as what it is given. The gradient of one primal comes as it
     is, of several as a tuple; that of a tensor as an object whose `add_to(T)` adds it to an f32 tensor of the same sizes. Gradients of
     16-bit floats are f32. captured: the gradients of float tensors that functions of the spec hold (of torch's, those that require one)
     are added to further parameters of the kernel, f32, named after them.
+
+    places: positions (scalars, and positions along an axis of the value) of the value's elements, no two of which have the same in all
+    programs. A captured tensor that is read once, at exactly these, gets each element's gradient from one place: it is stored, in the
+    tensor's dtype. captured="few" says that few elements have the same positions where some are left out: what is read at all that run
+    along axes is then added in the tensor's dtype too.
     """
-    run = _Run(f, primals, captured)
+    if captured not in (True, False, "few") or (places and not captured):
+        raise mistake("trace/usage", "captured: whether what the function holds gets gradients; places: of which elements alone",
+                      expected='captured=True or captured="few"', got=f"captured={captured!r}, {len(places)} places")
+    run = _Run(f, primals, bool(captured))
     read = _captured_reads(run.ops) if captured else {}
+    apart = [lift(x, None).value for x in places]
     of = {*(v.value if isinstance(v, Handle) else v._param for v in run.given), *read}
 
     def gradient(value: Any) -> Any:
@@ -56,8 +66,10 @@ def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[A
                 results.append(TensorGradient(p, [(op, ct) for op, ct in reads if op.operands[0] is p._param]))
         with _places(m):
             for op, ct in reads:
-                if op.operands[0] in read:
-                    add_to_tensor(m.at(op), op, ct, current().captures.gradient(read[op.operands[0]]))
+                if (tensor := op.operands[0]) in read:
+                    how = how_together([r for r, _ in reads if r.operands[0] is tensor], apart, captured == "few")
+                    to, how = _into(tensor, how)
+                    add_to_tensor(m.at(op), op, ct, to, how == STORED)
         return results[0] if len(results) == 1 else tuple(results)
 
     return run.value, gradient
@@ -159,6 +171,15 @@ def _captured_reads(ops: Sequence[Op]) -> Mapping[Value, Value]:
     captures = current().captures
     found = [op.operands[0] for op in ops if op.kind in ("load", "gather")]
     return {v: v for v in found if isinstance(v.type, Tensor) and v.type.dtype.is_float and captures.wants_gradient(v)}
+
+
+def _into(tensor: Value, how: str) -> tuple[Value, str]:
+    """Where a captured tensor's gradient goes, and how: what another derivative began to add up goes on like that."""
+    to, before = current().captures.gradient(tensor, how)
+    if before != how and before != SUM:
+        raise mistake("trace/grad", f"the gradient of {tensor.name} is stored where one function read it, and another one reads it too",
+                      expected="places for none of both, or one function", got=tensor.name, hint="fc.vjp(f, x, captured=True)")
+    return to, before
 
 
 def _like(x: Any, like: Handle, what: str) -> Value:

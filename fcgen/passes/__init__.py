@@ -14,10 +14,25 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sender, sync, tidy, together
+from .machine import (
+    ahead,
+    alloc,
+    alternate,
+    at_use,
+    behind,
+    counted,
+    early_launch,
+    early_reads,
+    overlap,
+    select,
+    sender,
+    sync,
+    tidy,
+    together,
+)
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
+from .tile import bind, flatten, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("limits", limits.run, "masks on positions become one comparison per element"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
+    Pass("flatten", flatten.run, "a loop that does nothing but run another one becomes one loop with it"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
     Pass("ranges.2", ranges.run, "the same, for the bounds and limits that were made"),
     # from here on: machine IR
@@ -66,6 +82,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
     Pass("sender", sender.run, "with `sender`: a thread of its own starts the bulk stores of loops and waits for them"),
+    Pass("counted", counted.run, "what a loop divides its index by is counted along"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("together", together.run, "what blocks of a cluster found comes into shared memory of the first one"),

@@ -353,6 +353,23 @@ def test_a_schedule_that_tensors_of_the_first_call_left_room_for_is_left_for_ano
     from fcgen.ir.types import DTYPES
 
     facts = {"T": DTYPES["f16"], "D": 64, "E": 64, "mask": "causal_top_left", "grouped": False}
-    score = lambda n: {"score": scores.bias(torch.zeros(2, 200, n, requires_grad=True))}
+    table = lambda *shape: scores.bias(torch.zeros(*shape, requires_grad=True))
+    score = lambda n: {"score": table(2, 200, n) + table(200, n)}
     made = [training._ready(training.DENSE.keys, "sm_90a", facts, score(n), []).make() for n in (301, 304)]
     assert [p.built.facts.smem_bytes <= 232448 for p in made] == [True, True] and made[0].schedule != made[1].schedule
+
+
+@pytest.mark.parametrize("shape, causal", [((1, H, M, N), False), ((1, H, M, N), True), ((1, H, M + 3, N + 8), False), ((H, M, N), True),
+                                           ((1, H, 1, N), False), ((M, N), False)])
+def test_the_gradient_of_a_table_of_16_bits_whatever_it_has_in_common(shape, causal) -> None:
+    """Where it is stored, what no tile comes to is 0."""
+    from fcgen import scores
+
+    xs = draw()
+    table = torch.randn(shape).half().requires_grad_()
+    ys = copies([*xs, table])
+    g = torch.randn(1, H, M, D)
+    fc.attention(*xs, score=scores.bias(table), causal="top_left" if causal else False).backward(g.half())
+    held = ys[3][..., :M, :N] if shape[-2] >= M else ys[3][..., :N]
+    exact(*ys[:3], score=lambda s: s + held, seen=J <= I if causal else None)[0].backward(g.double())
+    agree([*xs, table], ys)

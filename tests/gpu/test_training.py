@@ -83,6 +83,28 @@ def test_functions_and_what_they_hold(d):
             seen=J <= I + 150, score=theirs, sink=lambda *x: x[3])
 
 
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape, heads", [((2, 4, M, N), 4), ((2, 4, M, N), 2), ((4, M, N), 4), ((4, M, N + 4), 4), ((M, N), 4)])
+def test_the_gradient_of_a_table_of_16_bits_whatever_it_has_in_common(shape, heads, causal, d):
+    """Stored where each element is one score's alone, added up in the table's dtype where it is few scores', else in f32."""
+    from fcgen import scores
+
+    table = torch.randn(shape, device="cuda").half().requires_grad_()
+    compare(draw(d=d, g=heads), {"score": scores.bias(table), **({"causal": "top_left"} if causal else {})}, [table],
+            score=lambda t: lambda s: s + t[..., :N], seen=I >= J if causal else None)
+
+
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("mask", ["none", "top_left", "window"])
+def test_heads_that_share_keys_in_one_loop(mask, d):
+    from fcgen import masks
+
+    options = {"none": {}, "top_left": {"causal": "top_left"}, "window": {"mask": masks.window(70, 5)}}[mask]
+    seen = {"none": None, "top_left": I >= J, "window": (J >= I - 70) & (J <= I + 5)}[mask]
+    compare(draw(h=6, g=2, d=d), options, seen=seen, lse=True)
+
+
 def test_strides_and_gradients_that_are_expanded():
     xs = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in draw()]
     compare(xs, {})

@@ -4,7 +4,7 @@ they hold, masks, dropout, grouped heads, sinks, the gradient of the log-sum-exp
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ SCHEDULES = {
 B, H, M, N, D = 1, 2, 70, 40, 32
 RNG = np.random.default_rng(11)
 BIAS, SLOPES, TABLE, HEAT = (RNG.standard_normal(s).astype(np.float32) for s in ((H, M, N), H, 9, 1))
+HALF = RNG.standard_normal((H, M, 48)).astype(np.float16)  # (rows of 16 bytes)
+EVERY_SCORE = RNG.standard_normal((B, H, M, 48)).astype(np.float16)
 
 
 def softcap(s, b, h, i, j):
@@ -32,6 +34,14 @@ def softcap(s, b, h, i, j):
 
 def biased(s, b, h, i, j):
     return s + BIAS[h, i, j]
+
+
+def biased_in_16_bits(s, b, h, i, j):
+    return s + HALF[h, i, j].to(fc.f32)
+
+
+def biased_everywhere(s, b, h, i, j):
+    return s + EVERY_SCORE[b, h, i, j].to(fc.f32)
 
 
 def alibi(s, b, h, i, j):
@@ -90,6 +100,10 @@ CASES = {
     "bottom_right": Case({"mask": "causal_bottom_right"}, seen=J <= I + N - M),
     "softcap": Case({"score": softcap}, lambda x: (1.5 * np.tanh(x / 1.5), 1 - np.tanh(x / 1.5) ** 2)),
     "bias": Case({"score": biased}, lambda x: (x + BIAS, 1.0), lambda x, g: {"score_0_grad": g[0]}),
+    "bias_of_few": Case({"score": biased_in_16_bits, "held": "few"}, lambda x: (x + HALF[..., :N].astype(float), 1.0),
+                        lambda x, g: {"score_0_grad": np.pad(g[0], ((0, 0), (0, 0), (0, 8)))}),
+    "bias_of_one": Case({"score": biased_everywhere}, lambda x: (x + EVERY_SCORE[..., :N].astype(float), 1.0),
+                        lambda x, g: {"score_0_grad": np.pad(g, ((0, 0), (0, 0), (0, 0), (0, 8)))}),
     "alibi": Case({"score": alibi, "mask": "causal_top_left"}, lambda x: (x + SLOPES[:, None, None] * (J - I) * 0.05, 1.0), _slopes, J <= I),
     "temperature": Case({"score": hot}, lambda x: (2 * np.sin(x * HEAT[0]), 2 * np.cos(x * HEAT[0]) * HEAT[0]),
                         lambda x, g: {"score_0_grad": (g * 2 * np.cos(x * HEAT[0]) * x).sum()[None]}),
@@ -155,6 +169,7 @@ def test_gradients(name, target) -> None:
         for n, x in want.items():
             close(got[n] * (case.scale if n == "dQ" else 1), x, n)  # `rows_after` scales sums
     bound.pop("grouped", None)
+    bound.pop("held", None)
     again = backward_rows.compile(target=target, schedule=schedule, **bound, **({} if case.dlse else {"dLSE": None}))
     how = again.simulate if name in ("bottom_right", "table") else again.interpret
     found = how(**{n: x for n, x in given.items() if n not in rows}, O=o, LSE=lse, **({"dLSE": dlse} if case.dlse else {}))
@@ -238,3 +253,15 @@ def test_products_that_run_ahead_start_from_nothing() -> None:
     program = backward.compile(target="sm_90a", schedule=schedule, check=False, T=fc.f16, D=64, E=64, score=alibi, grouped=False)
     ahead = [o for o in walk_kernel(program.machine) if o.kind == "wgmma" and "early" in o.attrs]
     assert ahead and all(accumulator(o) is None for o in ahead)
+
+
+@pytest.mark.parametrize("score, held, how, dtype", [(biased_in_16_bits, True, "add", "f32"), (biased_in_16_bits, "few", "add", "f16"),
+                                                     (biased_everywhere, True, None, "f16"), (alibi, "few", "add", "f32")])
+def test_what_each_element_of_a_gradient_is_added_to(score, held, how, dtype):
+    """One place is stored, in the tensor's dtype; few are added up in it; others in f32. A bulk store in a loop waits for no other one."""
+    schedule = replace(SCHEDULES["sm_90a"], split="branch")
+    program = backward.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=D, E=D, score=score, held=held)
+    stores = [o for o in walk_kernel(program.machine) if o.kind in ("st_global", "tma_store") and o.operands[0].name == "score_0_grad"]
+    assert {(o.get("reduce"), o.operands[0].type.dtype.name) for o in stores} == {(how, dtype)}
+    loops = [o for o in walk_kernel(program.machine) if o.kind == "for" and any(o.kind == "tma_store" for o in o.regions[0].ops)]
+    assert all(o["read"] for loop in loops for o in loop.regions[0].ops if o.kind == "bulk_wait")

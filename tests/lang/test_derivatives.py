@@ -225,6 +225,21 @@ def test_what_a_function_holds_gets_its_gradient_where_it_was_read(target) -> No
         np.testing.assert_allclose(got[name], x, atol=1e-3, err_msg=name)
 
 
+def test_a_gradient_that_is_stored_is_refused_to_another_function_that_reads_the_tensor() -> None:
+    held = np.zeros(40, np.float32)
+
+    @fc.kernel
+    def spec(X: "f32[M]", Y: "out f32[M]", *, f=None):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x, each = fc.load(X[rows]), lambda x: f(x, rows.index)
+        gradients = [fc.vjp(each, x, captured=True, places=places)[1](1.0) for places in ((rows.index,), ())]
+        fc.store(Y[rows], gradients[0] + gradients[1])
+
+    with pytest.raises(FcError) as e:
+        spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 32}), f=lambda x, i: x * held[i])
+    assert e.value.code == "trace/grad" and "another one reads it too" in str(e.value)
+
+
 def test_gradients_of_tensors_are_added_where_one_says() -> None:
     @fc.kernel
     def spec(X: "f16[M, N]", W: "f16[N]", dW: "inout f32[N]", dX: "inout f32[M, N]", T: "f16[N]", Y: "out f32[M, N]"):
@@ -318,6 +333,8 @@ def _branched(x):
     ("trace/dtype", lambda x, i, rows, Y: fc.vjp(lambda y: y, x)[1](i), ("the gradient", "i32")),
     ("trace/usage", lambda x, i, rows, Y: fc.vjp(lambda y: (y, y), x)[1](x), ("2 of them",)),
     ("trace/usage", lambda x, i, rows, Y: fc.vjp(lambda: x), ("fc.vjp(f, x)",)),
+    ("trace/usage", lambda x, i, rows, Y: fc.vjp(lambda y: y, x, captured="fewer"), ("captured", "fewer")),
+    ("trace/usage", lambda x, i, rows, Y: fc.vjp(lambda y: y, x, places=(rows.index,)), ("captured", "1 places")),
     ("trace/usage", lambda x, i, rows, Y: fc.jvp(lambda y: y, (x,), (x, x)), ("a tangent for each",)),
     ("trace/usage", lambda x, i, rows, Y: fc.vjp(lambda y: y, x)[0] + fc.vjp(lambda t: x, Y)[1](1.0), ("add_to",)),
     ("trace/store", lambda x, i, rows, Y: fc.vjp(lambda t: x, Y)[1](1.0).add_to(x), ("inout f32[M]",)),

@@ -10,7 +10,8 @@ import numpy as np
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import WIDEST, demands, promised
-from ...ir.core import Kernel, Op, Value, walk_kernel
+from ...ir.core import Kernel, Op, Value, walk, walk_kernel
+from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
 from ...ir.moves import matrix_blocks
 from ...ir.store_ops import refusal
@@ -97,6 +98,28 @@ def is_box(store: Op) -> bool:
     """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
     access = Access.of(store)
     return len(access.shape) == 2 and not access.listed and not access.scattered
+
+
+def stored_apart(loop: Op, defs: Mapping[Value, Op]) -> set[Value]:
+    """The tensors of which no two iterations of a loop store the same place in bulk."""
+    body = loop.regions[0]
+    stores = [op for op in walk(body) if op.kind == "tma_store"]
+    inside = {v for op in walk(body) for v in (*op.results, *(a for r in op.regions for a in r.args))} | set(body.args)
+
+    def step(v: Value | None) -> int:
+        """What a position moves by from one iteration to the next; 0 where that is not known."""
+        op = defs.get(v) if v is not None else None
+        if v is body.args[0] or op is None or len(op.operands) != 2:
+            return int(v is body.args[0])
+        for a, b in (op.operands, op.operands[::-1]):
+            if op.kind == "mul" and isinstance(c := const_of(b, defs), int):
+                return c * step(a)
+            if (op.kind == "add" or (op.kind == "sub" and a is op.operands[0])) and b not in inside and (s := step(a)):
+                return s
+        return 0
+
+    moves = lambda op: any(a.word in ("at", "tile") and abs(step(a.start)) >= a.size for a in Access.of(op).axes)
+    return {op.operands[0] for op in stores} - {op.operands[0] for op in stores if not moves(op)}
 
 
 def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:

@@ -16,6 +16,7 @@ from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.known import const_of
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
 from ...ir.lifetimes import WRITES
+from ...ir.moves import matrix_blocks
 from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -129,6 +130,8 @@ class _Selector:
             env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
         elif t.dtype.bits in (8, 16) and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
             env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
+        elif t.dtype.bits == 16 and self.in_columns(t.layout, op.operands[0].type):
+            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=True)
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
 
@@ -142,6 +145,11 @@ class _Selector:
         b.do("st_shared", b.emit("apart", part, type=frag(op["warps"].axes[0]), lanes=op["lanes"], name=op.result.name), buffer, zero, zero)
         every = b.emit("ld_shared", buffer, zero, zero, type=frag((Factor("r", rows[0], t.layout.regs),)), name=op.result.name)
         env[op.result] = b.emit("reduce", every, name=op.result.name, fn=part.type.partial, axis=0)
+
+    def in_columns(self, layout: RegLayout, buffer: Buffer) -> bool:
+        """Whether lanes hold neighbours in a column, which loads would take one by one, as ldmatrix gives them."""
+        return ("ldmatrix_x4" in self.target.instrs and buffer.layout.row_bytes(buffer.dtype.bytes) % 16 == 0
+                and matrix_blocks(layout, self.warps) == "columns")
 
     def left_layout(self, t: Frag) -> RegLayout | None:
         rows, depth = t.shape

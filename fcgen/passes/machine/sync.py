@@ -37,6 +37,7 @@ from ...ir.named_barriers import is_one_thread
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
+from ..facts.stores import stored_apart
 from . import gather
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
@@ -270,7 +271,8 @@ class _Sync:
             back = after.map(next_iteration)
             if op.kind == "while":  # the next tile of the grid: programs write to places of their own
                 back = replace(back, sent=frozenset())
-            joined = state.join(back)
+            apart = stored_apart(op, self.defs) if not all(add for _, add in back.sent) else set()
+            joined = state.join(replace(back, sent=frozenset(s for s in back.sent if s[0] not in apart)))
             if joined == entry:
                 return body, back
             entry = joined

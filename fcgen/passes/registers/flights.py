@@ -158,8 +158,8 @@ def _room(homes: Homes, stored: set[Value]) -> int:
             (looped if id(op) in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
     room -= sum(rings.values())
     mine = sum(staged.values()) + sum(looped.values())
-    apart = room - mine - sum(sent.values())
-    if apart >= 0 or schedule.persistent != "none":
+    if schedule.persistent != "none":
+        apart = room - mine - sum(sent.values())
         return apart if apart >= 0 else room - mine - max(sent.values(), default=0)
     return room - max(mine, max(sent.values(), default=0))
 

@@ -245,6 +245,8 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
+            if u.kind == "transpose" and (h := self.known(u.result) or self._wanted(u.result, seen)) is not None:
+                return h.transpose()
             if (u.kind in ALIKE and isinstance(u.result.type, Tile)) or u.kind in ("gather", "broadcast"):
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
