@@ -30,182 +30,119 @@ from .timing import Checked, finishes, round_robin
 
 PLAIN = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, epilogue=quad, late=acc"
 ROTARY = PLAIN.replace("copy=tma", "copy=tma, stages={c: 0, s: 0}") + ", makers=4"
+DIRECT = ROTARY.replace("c: 0", "x: 0, y: 0, c: 0")
 RS = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=wgmma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"
-MMA8 = RS.replace("math=wgmma", "math=mma").replace("warps=4", "warps=8")
 ONE = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 256}, warps=8, math=wgmma, copy=tma, stages=5, epilogue=direct, pdl=True"
-SPLIT = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 64}, warps=4, math=mma, copy=tma, stages=4, epilogue=direct, min_blocks=4, parts=2, pdl=True"
-
-PRELUDE = """
-__device__ __forceinline__ uint32_t peer_of(uint32_t a, uint32_t rank) {
-    uint32_t y; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(rank)); return y;
-}
-__device__ __forceinline__ void st_async4(uint32_t dst, const uint32_t* v, uint32_t bar) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" :: "r"(dst), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(bar) : "memory");
-}
-__device__ __forceinline__ void st_remote4(uint32_t dst, const uint32_t* v) {
-    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" :: "r"(dst), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
-}
-__device__ __forceinline__ void arrive_peer(uint32_t bar) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
-}
-__device__ __forceinline__ void arrive_release(uint32_t bar) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
-}
-__device__ __forceinline__ void whole_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
-__device__ __forceinline__ void cluster_all() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wait_cluster(uint32_t bar, uint32_t parity) {
-    asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\nDONE:\\n}"
-             :: "r"(bar), "r"(parity) : "memory");
-}
-__device__ __forceinline__ uint32_t mad_f16x2(uint32_t a, uint32_t b, uint32_t c) {
-    uint32_t y; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c)); return y;
-}
-"""
 
 MAKER = """    } else if (group < 2) {  // role make: 4 warps
         setmaxnreg_dec<96>();
         const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4;
         const int lane = threadIdx.x % 32;
-        const uint32_t rank = RANKED ? blockIdx.x & 1 : 0;
         int slot = 0;
         uint32_t parity = 0;
-        const int tiles = (N + 127) / 128;
+        const int pieces = (N + 127) / 128 * 8;
         const uint32_t lane_at = swizzle<0x70>(warp * 512 + lane * 16);
-        const int row0 = rank * 64 + warp * 4 + lane / 8;
-        const f16* cp = C_ + (long long)row0 * C_s0 + lane % 8 * 8;
-        const f16* sp = S + (long long)row0 * S_s0 + lane % 8 * 8;
-        const uint32_t x_from = smem_base + x_offset + lane_at + (HALF ? 0 : rank * 8192), y_from = smem_base + y_offset + lane_at + (HALF ? 0 : rank * 8192);
-        const uint32_t k0_at = smem_base + k0_tile_offset + lane_at + rank * 8192, k1_at = smem_base + k1_tile_offset + lane_at + rank * 8192;
-        const uint32_t xf = smem_base + x_full_offset, yf = smem_base + y_full_offset, xe = smem_base + x_empty_offset, ye = smem_base + y_empty_offset;
+        const int row0 = warp * 4 + lane / 8, col0 = lane % 8 * 8;
+        const int h = int(blockIdx.x) / ((M + 127) / 128);
+        const f16* cp = C_ + (long long)row0 * C_s0 + col0;
+        const f16* sp = S + (long long)row0 * S_s0 + col0;
+        const f16* xp = K + (long long)h * K_s0 + (long long)row0 * K_s1 + col0;
+        const f16* yp = xp + K_s2;
+        const long long c_step = 16 * C_s0, s_step = 16 * S_s0, k_step = 16 * K_s1;
+        const uint32_t k0_at = smem_base + k0_tile_offset + lane_at, k1_at = smem_base + k1_tile_offset + lane_at;
         const uint32_t e0 = smem_base + k0_tile_empty_offset, f0 = smem_base + k0_tile_full_offset;
-        const uint32_t f1 = smem_base + k1_tile_full_offset;
-        const uint32_t k0_there = peer_of(k0_at, rank ^ 1), k1_there = peer_of(k1_at, rank ^ 1), f0_there = peer_of(f0, rank ^ 1), f1_there = peer_of(f1, rank ^ 1);
-        uint32_t c[4][4], s[4][4], x[2][4], y[2][4];
+        const uint32_t e1 = smem_base + k1_tile_empty_offset, f1 = smem_base + k1_tile_full_offset;
+        uint32_t c[DEEP][4], s[DEEP][4], x[DEEP][4], y[DEEP][4];
         #pragma unroll
-        for (int p = 0; p < 4; ++p) {
-            ld_global_b32x4(c[p], cp + (long long)(p * 16) * C_s0);
-            ld_global_b32x4(s[p], sp + (long long)(p * 16) * S_s0);
+        for (int p = 0; p < DEEP; ++p) {
+            ld_global_b32x4(c[p], cp); ld_global_b32x4(s[p], sp); ld_global_b32x4(x[p], xp); ld_global_b32x4(y[p], yp);
+            cp += c_step; sp += s_step; xp += k_step; yp += k_step;
         }
         #pragma unroll 1
-        for (int t = 0; t < tiles; ++t) {
-            mbar_wait(xf + slot * 8, parity);
-            mbar_wait(yf + slot * 8, parity);
+        for (int t = 0; t < pieces; t += 8) {
             #pragma unroll
-            for (int part = 0; part < (RANKED ? 1 : 2); ++part) {
+            for (int p = 0; p < 8; ++p) {
+                uint32_t k0[4], k1[4];
                 #pragma unroll
-                for (int p = 0; p < 2; ++p) {
-                    ld_shared_b32x4(x[p], x_from + slot * 16384 + part * 8192 + p * 2048);
-                    ld_shared_b32x4(y[p], y_from + slot * 16384 + part * 8192 + p * 2048);
+                for (int i = 0; i < 4; ++i) {
+                    k0[i] = sub_f16x2(mul_f16x2(x[p % DEEP][i], c[p % DEEP][i]), mul_f16x2(y[p % DEEP][i], s[p % DEEP][i]));
+                    k1[i] = add_f16x2(mul_f16x2(y[p % DEEP][i], c[p % DEEP][i]), mul_f16x2(x[p % DEEP][i], s[p % DEEP][i]));
                 }
-                if (part == 0) mbar_wait(e0 + slot * 8, parity ^ 1);
-                #pragma unroll
-                for (int p = 0; p < 4; ++p) {
-                    uint32_t k0[4], k1[4];
-                    #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        k0[i] = FUSED ? mad_f16x2(x[p & 1][i], c[p][i], mul_f16x2(y[p & 1][i], s[p][i]) ^ 0x80008000u) : sub_f16x2(mul_f16x2(x[p & 1][i], c[p][i]), mul_f16x2(y[p & 1][i], s[p][i]));
-                        k1[i] = FUSED ? mad_f16x2(y[p & 1][i], c[p][i], mul_f16x2(x[p & 1][i], s[p][i])) : add_f16x2(mul_f16x2(y[p & 1][i], c[p][i]), mul_f16x2(x[p & 1][i], s[p][i]));
-                    }
-                    st_shared_b32x4(k0_at + slot * 16384 + part * 8192 + p * 2048, k0);
-                    st_shared_b32x4(k1_at + slot * 16384 + part * 8192 + p * 2048, k1);
-                    if (p < 2) {
-                        ld_shared_b32x4(x[p], x_from + slot * 16384 + part * 8192 + (p + 2) * 2048);
-                        ld_shared_b32x4(y[p], y_from + slot * 16384 + part * 8192 + (p + 2) * 2048);
-                    }
-                    if (RANKED == 1) {
-                        st_async4(k0_there + slot * 16384 + p * 2048, k0, f0_there + slot * 8);
-                        st_async4(k1_there + slot * 16384 + p * 2048, k1, f0_there + slot * 8);
-                    }
-                    if (RANKED == 2) {
-                        st_remote4(k0_there + slot * 16384 + p * 2048, k0);
-                        st_remote4(k1_there + slot * 16384 + p * 2048, k1);
-                    }
+                if (t + p + DEEP < pieces) {
+                    ld_global_b32x4(c[p % DEEP], cp); ld_global_b32x4(s[p % DEEP], sp); ld_global_b32x4(x[p % DEEP], xp); ld_global_b32x4(y[p % DEEP], yp);
+                    cp += c_step; sp += s_step; xp += k_step; yp += k_step;
                 }
-                const int next = RANKED ? (t + 1 < tiles ? (t + 1) * 128 : 0) : part == 0 ? t * 128 + 64 : (t + 1 < tiles ? (t + 1) * 128 : 0);
-                #pragma unroll
-                for (int p = 0; p < 4; ++p) {
-                    ld_global_b32x4(c[p], cp + (long long)(next + p * 16) * C_s0);
-                    ld_global_b32x4(s[p], sp + (long long)(next + p * 16) * S_s0);
-                }
+                if (p == 0) { mbar_wait(e0 + slot * 8, parity ^ 1); mbar_wait(e1 + slot * 8, parity ^ 1); }
+                st_shared_b32x4(k0_at + slot * 16384 + p * 2048, k0);
+                st_shared_b32x4(k1_at + slot * 16384 + p * 2048, k1);
             }
-            if (RANKED == 2) whole_fence(); else proxy_fence();
+            proxy_fence();
             __syncwarp();
-            if (lane == 0) {
-                if (RANKED == 1 && warp == 0) mbar_expect(f0 + slot * 8, 16384); else mbar_arrive(f0 + slot * 8);
-                if (RANKED == 2) arrive_release(f0_there + slot * 8);
-                mbar_arrive(xe + slot * 8);
-                mbar_arrive(ye + slot * 8);
-            }
-            if (++slot == 2) { slot = 0; parity ^= 1; }
+            if (lane == 0) { mbar_arrive(f0 + slot * 8); mbar_arrive(f1 + slot * 8); }
+            if (++slot == SLOTS) { slot = 0; parity ^= 1; }
         }
 """
 
 
-def _defines(**kw: int) -> str:
-    return "".join(f"#define {k} {v}\n" for k, v in kw.items())
-
-
-def maker(t: str, ranked: int = 0, half: int = 0, fused: int = 0) -> str:
-    """The maker written by hand; one barrier for both tiles. ranked: blocks of a cluster of two make a half each."""
+def maker(t: str, deep: int, slots: int = 2) -> str:
+    """The maker written by hand: it reads keys and tables straight from the tensors, so many pieces ahead, past the end of a tile too."""
     i, j = t.index("    } else if (group < 2) {  // role make"), t.index("    } else {  // role main")
-    main = t[j:]
-    main, n = re.subn(r"\n *mbar_wait\(k1_tile_full[^\n]*", "", main)
-    assert n, "k1 full"
-    main, n = re.subn(r"\n *if \(lane == 0\) mbar_arrive\(k1_tile_empty \+ [^\n]*", "", main)
-    assert n, "k1 empty"
-    t = t[:i].replace("setmaxnreg_dec<24>", "setmaxnreg_dec<32>") + MAKER + main
-    t = re.sub(r"setmaxnreg_dec<104>", "setmaxnreg_dec<96>", t)
-    if ranked:
-        t = re.sub(r"if \(lane == 0\) mbar_arrive\(k0_tile_empty \+ k0_tile_slot \* 8\);",
-                   "{ if (lane == 0) mbar_arrive(k0_tile_empty + k0_tile_slot * 8); if (lane == 1) arrive_peer(peer_of(k0_tile_empty + k0_tile_slot * 8, (blockIdx.x & 1) ^ 1)); }", t)
-        t, n = re.subn(r"mbar_wait\(k0_tile_full", "wait_cluster(k0_tile_full", t)
-        assert n, "k0 full"
-        t = t.replace("mbar_init(smem_base + k0_tile_empty_offset + 8 * i, 8)", "mbar_init(smem_base + k0_tile_empty_offset + 8 * i, 16)")
-        if ranked == 2:
-            t = t.replace("mbar_init(smem_base + k0_tile_full_offset + 8 * i, 4)", "mbar_init(smem_base + k0_tile_full_offset + 8 * i, 8)")
-        t = t.replace("    __syncthreads();\n    if (group < 1)", "    cluster_all();\n    if (group < 1)", 1)
-        end = t.rindex("}", 0, t.rindex("}"))
-        t = t[:end] + "}\n    __syncwarp();\n    cluster_all();\n}\n"
-        t = t.replace("__global__ void __launch_bounds__", "__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__")
-    if half:
-        t, n = re.subn(r"mbar_expect\(([xy])_full \+ \w+ \* 8, 16384\)", r"mbar_expect(\1_full + \1_slot * 8, 8192)", t)
-        assert n == 6, "expects"
-        t, n = re.subn(r"(tma_load_4d\([xy]_smem[^;]*, 0, [01], )(\w+), h\)", r"\1\2 + int(blockIdx.x & 1) * 64, h)", t)
-        assert n == 6, "copies"
-    at = t.index('extern "C" __global__')
-    return t[:at] + PRELUDE + _defines(RANKED=ranked, HALF=half, FUSED=fused) + t[at:]
-
-
-def fma(t: str) -> str:
-    t, n = re.subn(r"sub_f16x2\(mul_f16x2\(([^,]*), ([^)]*)\), (mul_f16x2\([^)]*\))\)", r"mad_f16x2(\1, \2, \3 ^ 0x80008000u)", t)
-    t, m = re.subn(r"add_f16x2\(mul_f16x2\(([^,]*), ([^)]*)\), (mul_f16x2\([^)]*\))\)", r"mad_f16x2(\1, \2, \3)", t)
-    assert n and m, "fma"
-    at = t.index('extern "C" __global__')
-    return t[:at] + PRELUDE + t[at:]
+    head, main = t[:i].replace("setmaxnreg_dec<24>", "setmaxnreg_dec<32>"), t[j:]
+    if slots > 2:
+        assert slots == 3
+        head, n = re.subn(r"i < 2; \+\+i\) mbar_init\(smem_base \+ (k[01]_tile)", r"i < 3; ++i) mbar_init(smem_base + \1", head)
+        assert n == 4, "barriers"
+        main, n = re.subn(r"\+\+(k[01]_tile)_slot == 2", r"++\1_slot == 3", main)
+        assert n >= 4, "slots"
+        at = {"v": 0, "k0_tile": 65536, "k1_tile": 114688, "q0_tile": 163840, "q1_tile": 180224}
+        bars = ("v_full", "v_empty", "k0_tile_full", "k0_tile_empty", "k1_tile_full", "k1_tile_empty")
+        at |= {b: 196608 + 24 * n for n, b in enumerate(bars)}
+        for name, offset in at.items():
+            head, n = re.subn(rf"(constexpr uint32_t {name}_offset = )\d+", rf"\g<1>{offset}", head)
+            assert n == 1, name
+    t = head + MAKER + main
+    at_ = t.index('extern "C" __global__')
+    return t[:at_] + f"#define DEEP {deep}\n#define SLOTS {slots}\n" + t[at_:]
 
 
 # ---- int4
 
 
-def l2_ahead(t: str) -> str:
-    """What the first turns of the ring ask for goes to L2 while the kernel in front ends."""
-    slots = int(re.search(r"\+\+w_slot == (\d+)", t)[1])  # type: ignore[index]
-    got = re.search(r"tma_load_2d\(w_smem[^;]*, w_map, [^;]*, depth_start, (\w+)\);", t)
-    assert got, "the copy"
-    wait = t.index("            grid_wait();")
-    loop = f"""            for (int i = 0; i < {slots}; ++i)
-                asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {{%1, %2}}];" :: "l"(&w_map), "r"(i * 128), "r"({got[1]}) : "memory");
+def k_outer(t: str) -> str:
+    """The row blocks of a warpgroup take turns: two chains of sums."""
+    a = """            for (int m = 0; m < 2; ++m)
+                #pragma unroll
+                for (int k = 0; k < 8; ++k)
 """
-    return t[:wait] + loop + t[wait:]
+    b = """            for (int k = 0; k < 8; ++k)
+                #pragma unroll
+                for (int m = 0; m < 2; ++m)
+"""
+    assert t.count(a) == 2, "loops"
+    return t.replace(a, b)
 
 
-def l2_far(t: str) -> str:
-    """In every turn, what is asked for two turns of the ring later goes to L2."""
-    return re.sub(r"(tma_load_2d\(w_smem[^;]*, w_map, [^;]*, depth_start, (\w+)\);)",
-                  r"""\1
-                asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" :: "l"(&w_map), "r"(depth_start + 1024), "r"(\2) : "memory");""", t)
+def four_chains(t: str) -> str:
+    """Even and odd steps add up apart."""
+    t = k_outer(t)
+    t = t.replace("(&acc[0] + m * 8, &bits_minus_8_2[m * 32 + k * 4]", "((k % 2 ? &odd[0] : &acc[0]) + m * 8, &bits_minus_8_2[m * 32 + k * 4]")
+    t = t.replace("(&acc[0] + m * 8, &bits_minus_8[m * 32 + k * 4]", "((k % 2 ? &odd[0] : &acc[0]) + m * 8, &bits_minus_8[m * 32 + k * 4]")
+    t = t.replace("        float acc[16];", "        float odd[16];\n        #pragma unroll\n        for (int i = 0; i < 16; ++i) odd[i] = 0.0f;\n        float acc[16];", 1)
+    i = t.index("role main")
+    t = t[:i] + t[i:].replace("touch(acc);", "touch(acc);\n            touch(odd);")
+    return t.replace("        grid_wait();  // until the kernels in front have ended: tensors may be touched from here on\n        // fc.store",
+                     "        for (int i = 0; i < 16; ++i) acc[i] += odd[i];\n        grid_wait();\n        // fc.store")
+
+
+def halves_apart(t: str) -> str:
+    """Low and high halves of bytes add up apart."""
+    t = k_outer(t)
+    t = t.replace("(&acc[0] + m * 8, &bits_minus_8_2[m * 32 + k * 4]", "(&odd[0] + m * 8, &bits_minus_8_2[m * 32 + k * 4]")
+    t = t.replace("        float acc[16];", "        float odd[16];\n        #pragma unroll\n        for (int i = 0; i < 16; ++i) odd[i] = 0.0f;\n        float acc[16];", 1)
+    i = t.index("role main")
+    t = t[:i] + t[i:].replace("touch(acc);", "touch(acc);\n            touch(odd);")
+    return t.replace("        grid_wait();  // until the kernels in front have ended: tensors may be touched from here on\n        // fc.store",
+                     "        for (int i = 0; i < 16; ++i) acc[i] += odd[i];\n        grid_wait();\n        // fc.store")
 
 
 def fewer(k: int) -> Callable[[str], str]:
@@ -226,29 +163,26 @@ def copies_alone(t: str) -> str:
     return t
 
 
-def no_membar(t: str) -> str:
-    i = t.index("role main")
-    return t[:i] + t[i:].replace("proxy_fence();", "")
-
 
 Edits = tuple[Callable[[str], str], ...]
 #: label, spec and schedule, does it compute what it should, edits
 ROTARIES: list[tuple[str, str, str, bool, Edits]] = [
     ("plain", "plain", PLAIN, True, ()), ("plain, static", "plain", PLAIN + ", persistent=static", True, ()),
-    ("as it is", "rotated", ROTARY, True, ()), ("fma", "rotated", ROTARY, True, (fma,)),
-    ("by hand", "rotated", ROTARY, True, (maker,)), ("by hand, fma", "rotated", ROTARY, True, (partial(maker, fused=1),)),
-    ("halves, st.async", "rotated", ROTARY, True, (partial(maker, ranked=1),)),
-    ("halves, st.async, fma", "rotated", ROTARY, True, (partial(maker, ranked=1, fused=1),)),
-    ("halves, st.async, half copied", "rotated", ROTARY, True, (partial(maker, ranked=1, half=1),)),
-    ("halves, st.async, half copied, fma", "rotated", ROTARY, True, (partial(maker, ranked=1, half=1, fused=1),)),
-    ("halves, remote stores, half copied", "rotated", ROTARY, True, (partial(maker, ranked=2, half=1),)),
+    ("plain, dynamic", "plain", PLAIN + ", persistent=dynamic", True, ()),
+    ("as it is", "rotated", ROTARY, True, ()), ("static", "rotated", ROTARY + ", persistent=static", True, ()),
+    ("dynamic", "rotated", ROTARY + ", persistent=dynamic", True, ()), ("pdl", "rotated", ROTARY + ", pdl=True", True, ()),
+    ("straight, 1 ahead", "rotated", DIRECT, True, (partial(maker, deep=1),)),
+    ("straight, 2 ahead", "rotated", DIRECT, True, (partial(maker, deep=2),)),
+    ("straight, 4 ahead", "rotated", DIRECT, True, (partial(maker, deep=4),)),
+    ("straight, 1 ahead, 3 slots", "rotated", DIRECT, True, (partial(maker, deep=1, slots=3),)),
+    ("straight, 2 ahead, 3 slots", "rotated", DIRECT, True, (partial(maker, deep=2, slots=3),)),
 ]
 INT4: list[tuple[str, str, str, bool, Edits]] = [
-    ("as it is", "", RS, True, ()), ("L2 ahead", "", RS, True, (l2_ahead,)), ("L2 far", "", RS, True, (l2_far,)), ("L2 ahead and far", "", RS, True, (l2_ahead, l2_far)),
-    ("products of 4 of 8", "", RS, False, (fewer(4),)), ("products of 2 of 8", "", RS, False, (fewer(2),)), ("no fences", "", RS, True, (no_membar,)),
-    ("copies alone", "", RS, False, (copies_alone,)), ("copies alone, L2 ahead", "", RS, False, (copies_alone, l2_ahead)),
-    ("one block", "", ONE, True, ()), ("one block, L2 ahead", "", ONE, True, (l2_ahead,)),
-    ("8 warps mma", "", MMA8, True, ()), ("8 warps mma, L2 ahead", "", MMA8, True, (l2_ahead,)), ("4 blocks of 64 in parts", "", SPLIT, True, ()),
+    ("as it is", "", RS, True, ()), ("k outer", "", RS, True, (k_outer,)), ("four chains", "", RS, True, (four_chains,)),
+    ("halves apart", "", RS, True, (halves_apart,)),
+    ("products of 4 of 8", "", RS, False, (fewer(4),)), ("copies alone", "", RS, False, (copies_alone,)),
+    ("one block", "", ONE, True, ()), ("one block, k outer", "", ONE, True, (k_outer,)), ("one block, four chains", "", ONE, True, (four_chains,)),
+    ("parts=2", "", RS + ", parts=2", True, ()), ("parts=4", "", RS + ", parts=4", True, ()),
 ]
 
 
@@ -256,16 +190,12 @@ def edited(m: Made, edits: Edits) -> Made:
     if m.error or not edits:
         return m
     text = m.built.cuda_text
-    facts_of = m.built.facts
     try:
         for edit in edits:
             new = edit(text)
             if new == text:
                 return Made(error=f"{edit} changes nothing")
             text = new
-            if getattr(edit, "keywords", {}).get("half"):
-                flat = tuple((a, b, c, (1, 64, 1, 64, 128)) if (a, b) == ("map", "K") else (a, b, c, d) for a, b, c, d in facts_of.flat)
-                facts_of = replace(facts_of, flat=flat)
     except AssertionError as e:
         return Made(error=f"an edit found no {e}")
     try:
@@ -276,7 +206,7 @@ def edited(m: Made, edits: Edits) -> Made:
     stack = next(iter(cubin.resources(binary.cubin).values())).stack_bytes
     if said or stack > (48 if "role make" in text else 0):  # by hand, the one thread that copies may keep a few words in memory
         return Made(error=said[0] if said else f"spills {stack} bytes")
-    return Made(replace(m.built, cuda_text=text, cubin=binary.cubin, facts=facts_of), m.resources)
+    return Made(replace(m.built, cuda_text=text, cubin=binary.cubin), m.resources)
 
 
 def made(job: tuple[str, int]) -> Made:
