@@ -103,8 +103,8 @@ def _alone(parts: _Parts) -> None:
     late = next(o for o in parts.late if o.kind == "dot")
     for op in parts.body.ops:
         if op.get("early"):
-            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is issued an iteration ahead already, where %{late['site']} runs "
-                          "late", loc=op.loc, hint="late or early, not both in one loop")
+            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is issued an iteration ahead already, where "
+                          f"%{late['site']} runs late", loc=op.loc, hint="late or early, not both in one loop")
         for field, why in (("rolling", "its left operand is made an iteration before, as a whole"), ("behind", "it is an iteration behind")):
             if op.get(field) and any(op is o for o in parts.late):
                 raise FcError("compile/schedule", f"Schedule.{field}: %{op['site']} runs late: {why}", loc=op.loc,
