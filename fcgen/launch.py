@@ -238,7 +238,7 @@ def ranges_of(facts: Facts) -> dict[str, Admitted]:
 def counts_of(facts: Facts) -> tuple[str, ...]:
     """The scalars that axes of the grid run over, or that places of tensors follow from, in the order of the parameters."""
     dims = {d for p in facts.params for d in p[3]}
-    names = {axis[1] for axis in facts.grid} | set().union(*map(needs, facts.covers))
+    names = {axis[1] for axis in facts.grid} | set().union(*(needs(c, facts.grid) for c in facts.covers))
     return tuple(p[0] for p in facts.params if p[1] == "scalar" and p[0] not in dims and p[0] in names)
 
 

@@ -84,7 +84,7 @@ class Script:
         """Refuse what a launch may not take as it is."""
         self.refuse(loaded.unusual(views, wide))
         self.refuse(self._misaligned(loaded, views, wide))
-        self.refuse(" or ".join(self._short(loaded, views, scalars, cover) for cover in loaded.facts.covers))
+        self.refuse(self._short(loaded, views, scalars))
         for name in loaded.order[len(loaded.frame.arguments):]:
             self.refuse(self._unfit(loaded, name, scalars[name]))
         for name in given:
@@ -124,19 +124,23 @@ class Script:
                       f"        held[{n}] = now")
         self.line(f"    {start}(block.config, block.params)", f"finally: {free}.append(block)")
 
-    def _short(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], cover: Cover) -> str:
-        """Does a tensor lack a place of a line of `meta covers`?"""
-        (name, axis, place, *conditions), facts = cover, loaded.facts
+    def _short(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str]) -> str:
+        """Does a tensor lack a place of a line of `meta covers`, whatever its conditions?"""
+        facts, tests = loaded.facts, dict[Any, str]()
         sizes = {d: text for p in facts.params if p[1] == "tensor" for d, text in zip(p[3], views[p[0]].shape) if isinstance(d, str)}
         sizes |= {n: scalars[n] for n in loaded.counts}
-        have = views[name].shape[axis]
-        if isinstance(place, int):
-            return f"{have} <= {place}"
-        if place[0] == "at" and not conditions and facts.grid[place[1]][2] == 1:
-            return f"{have} < {sizes.get(dim := facts.grid[place[1]][1], dim)}"
-        named = sorted(needs(cover) | {axis[1] for axis in facts.grid if isinstance(axis[1], str)})
-        short = functools.lru_cache(256)(lambda n, *of: Grid(facts.grid, dict(zip(named, of))).outside(cover, n) is not None)
-        return f"{self.known(short, 'short')}({', '.join([have, *(sizes[n] for n in named)])})"
+        own = {p[0]: p[3] for p in facts.params}
+        for name, axis, place, *_ in facts.covers:
+            dim, have = own[name][axis], views[name].shape[axis]
+            if isinstance(place, int):
+                tests[dim, place] = f"{have} <= {place}"
+            elif place[0] == "at" and facts.grid[place[1]][2] == 1:
+                tests[dim, place] = f"{have} < {sizes.get(along := facts.grid[place[1]][1], along)}"
+            elif (dim, place) not in tests:
+                named = sorted(needs((name, axis, place), facts.grid))
+                fits = functools.lru_cache(256)(functools.partial(_outside, facts.grid, (name, axis, place), named))
+                tests[dim, place] = f"{self.known(fits, 'outside')}({', '.join([have, *(sizes[n] for n in named)])})"
+        return " or ".join(tests.values())
 
     @staticmethod
     def _misaligned(loaded: Loaded, views: Mapping[str, View], wide: Sequence[str]) -> str:
@@ -174,6 +178,10 @@ class Script:
         packed = " or ".join("(" + " and ".join(f"{s} >= {n} * {t}" for (_, s), (n, t) in pairwise(order)) + ")" for order in orders)
         apart = [f"not ({v.pointer} >= {end(of)} or {views[of].pointer} >= {end(name)})" for of in size if of != name]
         return " or ".join([*([f"not ({packed})"] if len(axes) > 1 else []), *apart])
+
+
+def _outside(grid: Any, cover: Cover, names: Sequence[str], length: int, *sizes: int) -> bool:
+    return Grid(grid, dict(zip(names, sizes))).outside(cover, length) is not None
 
 
 #: of float32

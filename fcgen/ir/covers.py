@@ -215,9 +215,7 @@ class Grid(NamedTuple):
         return RULES[x[0]](*spans) if x[0] in RULES else None  # type: ignore[no-any-return]
 
     def reach(self, cover: Cover) -> Reach | None:
-        """The positions of a line, or bounds of them where there are too many."""
-        if not all(self.count(n) > 0 for n in range(len(self.axes))):
-            return None
+        """The positions of a line, or bounds of them where there are too many. For a grid that has programs."""
         leaves: dict[Place, None] = {}
         for x in cover[2:]:
             _leaves(x, leaves)
@@ -273,7 +271,7 @@ def check_covers(covers: tuple[Cover, ...], grid: Sequence[Sequence[Any]], dims:
     """FcError "call/argument" where a program would reach a place that a tensor does not have. grid: (name, dimension, tile, ...) per axis.
     sizes: of dimensions, and i32 scalars."""
     of = Grid(grid, sizes)
-    for cover in covers:
+    for cover in covers if all(of.count(n) > 0 for n in range(len(grid))) else ():
         name, axis, place = cover[:3]
         own = dims[name][axis]
         have = own if isinstance(own, int) else sizes[own]
@@ -302,11 +300,11 @@ def told(x: Place, grid: Sequence[Sequence[Any]]) -> str:
     return f"{each[0]} {SIGNS[x[0]]} {each[1]}" if x[0] in SIGNS else f"{x[0]}({', '.join(each)})"
 
 
-def needs(cover: Cover) -> set[str]:
-    """The sizes and scalars that a line hangs on, but for those of grid axes."""
+def needs(cover: Cover, grid: Sequence[Sequence[Any]]) -> set[str]:
+    """The sizes and scalars that a line hangs on."""
     def of(x: Place) -> set[str]:
         if isinstance(x, tuple):
-            return set() if x[0] == "at" else set().union(*map(of, x[2:] if x[0] == "in" else x[1:]))
+            return of(grid[x[1]][1]) if x[0] == "at" else set().union(*map(of, x[2:] if x[0] == "in" else x[1:]))
         return {x} if isinstance(x, str) else set()
 
     return set().union(*map(of, cover[2:]))

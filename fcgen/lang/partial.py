@@ -23,16 +23,16 @@ def in_parts(body: Block, folded: Mapping[Value, Range]) -> Iterator[tuple[FcWar
         if op is None or op.loc is None or (isinstance(along.dim, int) and along.size >= along.dim) or along._tile is None:
             continue
         places = depending(body, along._tile, indices=True)
-        if _stored(body, value, along._tile in body.args, places):
+        if _stored(body, value, along._start, along._tile in body.args, places):
             dim = extent_name(along.dim)
             yield FcWarning(f"this {op['fn']} is of one tile of {dim}, and what follows from it is stored along the same tiles: results "
                             f"depend on {along.block}, now {along.size} (loop over {dim} to fold all of it, or fold what tiles give with "
                             "fc.atomic_add)"), op.loc
 
 
-def _stored(body: Block, value: Value, whole: bool, places: set[Value]) -> bool:
-    """Whether what follows from it within its own tile is stored at a run of `places`, and at no place of the tile's own. whole: loops
-    around are part of the tile's program."""
+def _stored(body: Block, value: Value, start: Value, whole: bool, places: set[Value]) -> bool:
+    """Whether what follows from it within its own tile is stored at the run from `start` on, and at none of the `places` that are the
+    tile's own. whole: loops around are part of the tile's program."""
     out, before, stores = {value}, 0, list[Op]()
     while len(out) > before:
         before, stores = len(out), []
@@ -49,6 +49,6 @@ def _stored(body: Block, value: Value, whole: bool, places: set[Value]) -> bool:
                 out.update(op.results)
     for axes in (Access.of(op).axes for op in stores if not op.get("reduce")):
         own = any(a.word == "at" and a.start in places for a in axes)
-        if not own and any(a.is_run and a.start in places for a in axes):
+        if not own and any(a.is_run and a.start is start for a in axes):
             return True
     return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import FcError
+from ..errors import FcError, did_you_mean
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
 from ..ir.depends import followed
 from ..ir.rewrite import Builder, edited, remove_dead
@@ -24,7 +24,8 @@ def until(kernel: Kernel, name: str) -> Kernel:
     exact = name.removesuffix(".0") if name.endswith(".0") else name
     found = [(op, r) for op, r in made if (texts[r] == exact if "." in name else r.name == name)]
     if not found:
-        raise FcError("trace/usage", f"{kernel.name} has no value called {name}", expected=", ".join(texts[r] for _, r in made), got=name)
+        raise FcError("trace/usage", f"{kernel.name} has no value called {name}", expected=", ".join(texts[r] for _, r in made), got=name,
+                      hint=did_you_mean(name, (texts[r] for _, r in made)))
     op, value = found[-1]
     loops = _enclosing(kernel.body, op) or ()
     dtype = i32 if value.type.dtype == i1 else value.type.dtype

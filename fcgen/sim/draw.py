@@ -235,7 +235,7 @@ class Draws:
         grid = [(axis.name, axis.dim, axis.tile) for axis in self.kernel.grid]
         for cover in covered(self.kernel):  # those that hang on scalars, which are drawn later, are the scalars' to keep
             own = next(p.type.dims[cover[1]] for p in self.kernel.params if p.name == cover[0])
-            if own in out and own not in self.given and needs(cover) <= out.keys() >= {x[1] for x in grid if type(x[1]) is str}:
+            if own in out and own not in self.given and needs(cover, grid) <= out.keys():
                 reach = Grid(grid, out).reach(cover)
                 out[own] = max(out[own], reach.most + 1 if reach is not None else 0)
         return {d: out[d] for d in self.dims}

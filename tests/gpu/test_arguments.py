@@ -2,6 +2,7 @@
 
 import pytest
 
+import fcgen as fc
 from fcgen.attend.forward import attention
 from fcgen.errors import FcError
 
@@ -48,6 +49,26 @@ def test_what_is_not_aligned_is_taken_by_a_kernel_with_narrower_accesses(odd, at
     shifted = make(64 * 64 * 2 + 8)[1:1 + 64 * 64 * 2].view(1, 2, 64, 64) if odd == "pointer" else make(1, 2, 64, 68)[..., :64]
     shifted.copy_(given[at])
     assert (attention(*given[:at], shifted, *given[at + 1:]) - want).abs().max() < 2e-3
+
+
+@fc.kernel
+def grouped(X: "f32[H, M]", W: "f32[G, M]", Y: "out f32[H, M]", *, step: "i32"):
+    h, rows = fc.grid(X.H, fc.tile(X.M, "BM"))
+    fc.store(Y[h, rows], fc.load(X[h, rows]) + fc.load(W[h // step, rows]))
+
+
+def test_a_tensor_that_is_too_short_for_a_computed_place_is_refused_before_the_launch():
+    p = grouped.compile(schedule=fc.Schedule(tiles={"BM": 64}))
+    x, w, y = make(6, 100, dtype="float32"), make(3, 100, dtype="float32"), torch.full((6, 100), 7.0, device="cuda")
+    p(X=x, W=w, Y=y, step=2)
+    assert (y == x + w.repeat_interleave(2, 0)).all()
+    before = y.clone()
+    for wrong, rows in ((1, 3), (2, 2), (-1, 3)):
+        with pytest.raises(FcError) as caught:
+            p(X=x, W=w[:rows], Y=y, step=wrong)
+        assert caught.value.code == "call/argument" and (y == before).all()
+    p(X=x, W=w[:2], Y=y, step=3)
+    assert (y == x + w[:2].repeat_interleave(3, 0)).all()
 
 
 def test_the_gpu_still_works_afterwards():

@@ -116,6 +116,8 @@ def test_one_dot_of_several_may_have_a_family_of_its_own_on_hopper() -> None:
     (lambda: attention("sm_90a", ones="ac", **HOPPER), "Schedule.ones names ac", "did you mean acc?"),
     (lambda: attention("sm_90a", regs_a="q", **HOPPER), "Schedule.regs_a names q", "acc, s"),
     (lambda: attention("sm_90a", cluster={"nowhere": 1}, **HOPPER), "no axis nowhere", "b, h, rows"),
+    (lambda: attention("sm_90a", cluster={"row": 2}, **HOPPER), "no axis row", "did you mean rows?"),
+    (lambda: attention("sm_90a", from_end="row", **HOPPER), "Schedule.from_end names row", "did you mean rows?"),
     (lambda: attention("sm_90a", from_end="nowhere", **HOPPER), "Schedule.from_end names nowhere", "rows"),
     (lambda: attention(tiles={"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_X": 16}), "Schedule.tiles names BLOCK_X", "BLOCK_M, BLOCK_N"),
     (lambda: attention(mask="none", l2=32), "l2", "along which work differs"),

@@ -64,7 +64,7 @@ def test_products_ahead_of_claimed_tiles_are_refused():
 
 
 @pytest.mark.parametrize("fields, says", [
-    ({"late": "dy", "early": "s"}, "Schedule.early: %s is issued an iteration ahead already, where %dy runs late"),
+    ({"late": "dy", "early": "s"}, "Schedule.early: %s is an iteration ahead already, where %dy runs late"),
     ({"late": "dy", "rolling": "dy"}, "Schedule.rolling: %dy runs late: its left operand is made an iteration before"),
     ({"late": "dx", "behind": "dx"}, "Schedule.behind: %dx runs late: it is an iteration behind")], ids=str)
 def test_what_late_leaves_no_room_for_is_said_to_be_its(fields, says):

@@ -9,6 +9,7 @@ import pytest
 import fcgen as fc
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.types import DTYPES
+from fcgen.passes import run_passes
 
 SCHEDULES = {"sm_89": "tiles={BM: 64, BN: 64}, warps=4, math=mma, stages=2",
              "sm_90a": "tiles={BM: 64, BN: 64}, warps=4, math=wgmma, copy=tma, stages=2"}
@@ -40,3 +41,37 @@ def test_a_tile_of_this_dtype_prints_and_is_right(dtype: str, target: str) -> No
     np.testing.assert_allclose(got, s @ np.asarray(k, np.float64), rtol=2e-2, atol=0.5)
     assert any(op.kind in ("ld_shared", "ldmatrix") for op in walk_kernel(p.machine))
     assert p.resources.registers
+
+
+@fc.kernel
+def scaled(X: T[M, D], W: T[V, D], Y: "out f32[V, M]", *, rarely=False):
+    """What each row of X adds up to is wanted along the columns of a product."""
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    x = fc.load(X[rows])
+    r = fc.sum(x.to(fc.f32) * x.to(fc.f32), axis=1)
+    for cols in fc.loop(fc.tile(W.V, "BV")):
+        s = fc.var(fc.dot(fc.load(W[cols]), x.T))
+        if rarely:
+            with fc.when(cols.start > 64):
+                s <<= s * r
+        else:
+            s <<= s * r
+        fc.store(Y[cols, rows], s)
+
+
+@pytest.mark.parametrize("rarely", [False, True])
+@pytest.mark.parametrize("target, fields", [("sm_89", {}), ("sm_90a", {"math": "wgmma", "copy": "tma"})])
+def test_a_row_that_no_loop_changes_is_stored_once_in_front_of_it(target, fields, rarely):
+    """And where only a branch reads it, in the branch."""
+    schedule = fc.Schedule(tiles={"BM": 64, "BV": 64}, warps=4, stages=2, **fields)
+    p = scaled.compile(target=target, T=fc.f16, D=64, rarely=rarely, schedule=schedule, check=False)
+    placed = run_passes(p.tile, p.schedule, p.target, stop_after="place")
+    loop = next(op for op in placed.body.ops if op.kind == "for")
+    inside = [op.kind for op in loop.regions[0].ops if op.results and len(getattr(op.results[0].type, "shape", ())) == 1]
+    assert [k for k in inside if k in ("reduce", "stage")] == [] and ("unstage" in inside) == (not rarely)
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal((n, 64)).astype(np.float16) for n in (70, 130))
+    want = w.astype(float) @ x.astype(float).T
+    factor = np.broadcast_to((x.astype(float)**2).sum(1), want.shape).copy()
+    factor[:128 if rarely else 0] = 1.0
+    np.testing.assert_allclose(p.simulate(X=x, W=w)["Y"], want * factor, rtol=2e-3, atol=2e-2)

@@ -10,7 +10,7 @@ be ones that a guard keeps inside of the tensor.
 
 from __future__ import annotations
 
-from ...errors import FcError
+from ...errors import FcError, did_you_mean
 from ...ir.access import Access
 from ...ir.async_ops import share
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
@@ -30,7 +30,8 @@ def axis_of(kernel: Kernel, schedule: Schedule, target: Target) -> tuple[int, in
     names = [axis.name.removesuffix("_tile") for axis in kernel.grid]
     for name, _ in schedule.cluster:
         if name.removesuffix("_tile") not in names:
-            raise _refused(f"the grid has no axis {name} for clusters to lie along", got=name, expected=", ".join(names))
+            raise _refused(f"the grid has no axis {name} for clusters to lie along", got=name, expected=", ".join(names),
+                           hint=did_you_mean(name, names))
     asked = [(name, n) for name, n in schedule.cluster if n > 1]
     if not asked:
         return None

@@ -56,6 +56,7 @@ class _Placer:
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
         self.builders: list[Builder] = []  # of the open blocks
+        self.branches: list[bool] = []  # which of these are parts of an `if`
         self.depth: dict[Value, int] = {}  # tile -> which of the open blocks makes it
         self.in_regs = self.left_operands_in_regs()
         self.used: set[str] = set()  # fields of the schedule that found something to do
@@ -71,21 +72,23 @@ class _Placer:
         return b.block(args)
 
     @contextmanager
-    def inside(self, b: Builder) -> Iterator[None]:
+    def inside(self, b: Builder, branch: bool = False) -> Iterator[None]:
         self.scopes.append({})
         self.builders.append(b)
+        self.branches.append(branch)
         yield
-        self.scopes.pop()
-        self.builders.pop()
+        for of in (self.scopes, self.builders, self.branches):
+            of.pop()
 
     @contextmanager
-    def where_made(self, v: Value) -> Iterator[Builder]:
-        """The block that makes `v`, so that what follows from it alone is done once and not in each round of the loops inside."""
-        n = self.depth[v] + 1
-        scopes, builders = self.scopes, self.builders
-        self.scopes, self.builders = scopes[:n], builders[:n]
+    def where_made(self, v: Value, always: bool = True) -> Iterator[Builder]:
+        """The block that makes `v`, so that what follows from it alone is done once and not in each round of the loops inside. always: also
+        if it is read in a branch that may be passed by."""
+        n = max([self.depth[v] + 1, *(k + 1 for k, branch in enumerate(self.branches) if branch and not always)])
+        before = self.scopes, self.builders, self.branches
+        self.scopes, self.builders, self.branches = self.scopes[:n], self.builders[:n], self.branches[:n]
         yield self.builders[-1]
-        self.scopes, self.builders = scopes, builders
+        self.scopes, self.builders, self.branches = before
 
     def ops(self, block: Block, b: Builder, env: Env) -> None:
         for op in block.ops:
@@ -150,7 +153,7 @@ class _Placer:
             env[old] = fresh
             self.depth[old] = len(self.builders)
         b = Builder()
-        with self.inside(b):
+        with self.inside(b, not args):
             self.ops(block, b, env)
             b.do("yield", *[self.at_home(v, h, b, env) for v, h in zip(yielded, homes)], loc=loc)
         return b.block()
@@ -178,7 +181,7 @@ class _Placer:
             if (v, home) in scope:
                 return scope[v, home]
         if have is not None:
-            out = self.convert(self.landed(v, env) if v in self.homes.rings else env[v], home, b, v.name)
+            out = self.convert(self.landed(v, env) if v in self.homes.rings else env[v], home, b, v.name, v)
         elif isinstance(home, OpaqueLayout) and self.homes.defs[v].kind != "full":
             out = self.convert(self.want(v, self.homes.partner(v.type), b, env), home, b, v.name)
         else:
@@ -208,14 +211,19 @@ class _Placer:
             src = self.want(op.operands[0], layout.transpose(), b, env)
             return b.emit("transpose", src, type=t, name=v.name, loc=op.loc)
         if op.kind == "reduce":
-            return self.convert(self.reduced(op, self.homes.plain(op.operands[0].type), b, env), layout, b, v.name)
+            with self.where_made(v, False) as outer:
+                if (v, "row") not in self.scopes[-1]:
+                    self.scopes[-1][v, "row"] = self.reduced(op, self.homes.plain(op.operands[0].type), outer, env)
+                row = self.scopes[-1][v, "row"]
+            return self.convert(row, layout, b, v.name, v)
         if op.kind in ELEMENTWISE or op.kind == "gather":
             args = [x if isinstance(x.type, Tensor) else self.want(x, layout, b, env) for x in op.operands]
             return b.emit(op.kind, *args, type=t, name=v.name, loc=op.loc, **op.attrs)
         raise AssertionError(f"{op.kind} has no home and cannot be remade")
 
-    def convert(self, v: Value, home: Any, b: Builder, name: str) -> Value:
-        """Through shared memory, unless the map is the same."""
+    def convert(self, v: Value, home: Any, b: Builder, name: str, of: Value | None = None) -> Value:
+        """Through shared memory, unless the map is the same. of: the tile of the program that it is. A row of it is stored once, in front
+        of the loops that read it; a whole tile would keep its bytes all the while."""
         t = v.type
         if isinstance(t, Frag) and t.layout == home:
             return v
@@ -226,7 +234,13 @@ class _Placer:
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
             buffer = buffer_for(t.dtype, t.shape, "wmma") if opaque else buffer_for(t.dtype, t.shape, "plain", 0, t.layout, home)
-            v = b.emit("stage", v, type=buffer, name=f"{name}_tile" if name else "tile")
+            make = lambda b: b.emit("stage", v, type=buffer, name=f"{name}_tile" if name else "tile")
+            if of is None or len(t.shape) > 1:
+                return b.emit("unstage", make(b), type=Frag(t.dtype, t.shape, home), name=name)
+            with self.where_made(of, False) as outer:
+                if (of, buffer) not in self.scopes[-1]:
+                    self.scopes[-1][of, buffer] = make(outer)
+                v = self.scopes[-1][of, buffer]
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------
@@ -261,7 +275,7 @@ class _Placer:
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
         moved = b.emit("vote_any", b.emit("ne", self.want(row, layout, b, env), one, type=Frag(i1, row.type.shape, layout)), name="moved")
         inner = Builder(op.loc)
-        with self.inside(inner):
+        with self.inside(inner, True):
             inner.do("yield", self.compute(op, home, inner, env))
         keep = Builder(op.loc)
         keep.do("yield", self.want(tile, home, keep, env))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import FcError
+from ...errors import FcError, did_you_mean
 from ...ir.access import Access
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
 from ...ir.depends import followed
@@ -30,7 +30,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for name in schedule.from_end:
         if name not in names:
             raise FcError("compile/schedule", f"Schedule.from_end names {name}, which is no axis of the grid with tiles of a tensor",
-                          expected=", ".join(sorted(names)) or "none here", got=name)
+                          expected=", ".join(sorted(names)) or "none here", got=name, hint=did_you_mean(name, names))
         axis = kernel.grid[names[name]]
         _check(kernel, axis, kernel.body.args[names[name]], name)
         if isinstance(axis.dim, str) or axis.dim % axis.tile:

@@ -100,13 +100,12 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
 
 def _alone(parts: _Parts) -> None:
     """Refuse what late dots leave no room for: others ahead of their iteration, and work on an operand that has been carried."""
-    late = next(o for o in parts.late if o.kind == "dot")
+    late = next(o["site"] for o in parts.late if o.kind == "dot")
     for op in parts.body.ops:
         if op.get("early"):
-            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is issued an iteration ahead already, where "
-                          f"%{late['site']} runs late", loc=op.loc, hint="late or early, not both in one loop")
-        for field, why in (("rolling", "its left operand is made an iteration before, as a whole"),
-                           ("behind", "it is an iteration behind")):
+            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is an iteration ahead already, where "
+                          f"%{late} runs late", loc=op.loc, hint="late or early in a loop, not both")
+        for field, why in (("rolling", "its left operand is made an iteration before"), ("behind", "it is an iteration behind")):
             if op.get(field) and any(op is o for o in parts.late):
                 raise FcError("compile/schedule", f"Schedule.{field}: %{op['site']} runs late: {why}", loc=op.loc,
                               hint=f"late or {field}, not both of one dot")
