@@ -129,6 +129,17 @@ def test_flash_attentions_functions():
         near(out[a:b].transpose(0, 1), exact(*[x[a:b].transpose(0, 1) for x in (q, k, v)], is_causal=True, enable_gqa=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 15.0}, {"window_size": (900, 70)}], ids=str)
+def test_a_packed_batch_of_long_rows_without_any_keys(options):
+    from fcgen.compat import flash_attn_interface as flash
+
+    q, k, v = half(8175, 6, 64).requires_grad_(), half(0, 1, 64).requires_grad_(), half(0, 1, 64).requires_grad_()
+    rows, keys = (torch.tensor(x, device="cuda", dtype=torch.int32) for x in ((0, 4090, 8175), (0, 0, 0)))
+    out, lse = flash.flash_attn_varlen_func(q, k, v, rows, keys, 4090, 0, return_attn_probs=True, **options)
+    grads = torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+    assert not out.any() and lse.isneginf().all() and not grads[0].any() and [g.shape for g in grads] == [x.shape for x in (q, k, v)]
+
+
 def test_a_model_of_hugging_face():
     T = pytest.importorskip("transformers", minversion="4.56")
     from fcgen.integrations import transformers as ours
