@@ -1,8 +1,8 @@
 """one_place: a tile that is read of one place of a tensor is read once.
 
-In: placed machine IR. Out: where the positions that a tile of a loop is read at (`gather`) follow from runs of positions and scalars, a branch
-asks whether the least and the largest of them are the same. On one side a scalar is read, for all of the tile; the other side is as it was,
-and has what only the positions were made of. What uses the tile at once stands on both sides, so that no register holds the scalar
+In: placed machine IR. Out: where the positions that a tile of a loop is read at (`gather`) follow from runs of positions and scalars, a
+branch asks whether the least and the largest of them are the same. On one side a scalar is read, for all of the tile; the other side is as
+it was, and has what only the positions were made of. What uses the tile at once stands on both sides, so that no register holds the scalar
 once for each element. So tables of distances that end somewhere, or that have an entry for several distances, cost little where tiles are
 past that end. Positions do not wrap (`ranges`), and nor do the ends that are computed here.
 """
@@ -10,10 +10,9 @@ past that end. Positions do not wrap (`ranges`), and nor do the ends that are co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import reduce
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, uses
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op, edited, map_bodies, remove_dead
 from ...ir.schedule import Schedule
@@ -25,27 +24,29 @@ Ends = tuple[Value, Value]
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
+
     def body(block: Block) -> Block:
         defs = definitions(block)
-        loop = lambda op: op.within(lambda r: _block(r, defs)) if op.kind == "for" else op
+        loop = lambda op: op.within(lambda r: _block(r, defs, written)) if op.kind == "for" else op
         return edited(block, loop)
 
     return map_bodies(kernel, lambda b: after if (after := body(b)) is b else remove_dead(after))
 
 
-def _block(block: Block, defs: Mapping[Value, Op]) -> Block:
+def _block(block: Block, defs: Mapping[Value, Op], written: set[Value]) -> Block:
     for op in block.ops:
-        if op.kind == "gather" and isinstance(op.result.type, Frag) and len(op.result.type.shape) == 2:
+        if op.kind == "gather" and op.operands[0] not in written and isinstance(op.result.type, Frag) and len(op.result.type.shape) == 2:
             block = _read(block, op, defs) or block
     return block
 
 
 def _read(block: Block, read: Op, defs: Mapping[Value, Op]) -> Block | None:
-    readers, at = uses(block), {o: n for n, o in enumerate(block.ops)}
-    (use, *more) = readers.get(read.result, [None])
+    readers = uses(block)
+    (use, *more) = readers.get(read.result, [read])
     known = lambda v: isinstance(v.type, Scalar)
     places = [v for v in read.operands[1:] if isinstance(v.type, Frag)]
-    if use is None or more or use.kind not in ELEMENTWISE or use not in at or not all(is_position(v, defs, known, 24) for v in places):
+    if more or use.kind not in ELEMENTWISE or use not in block.ops or not all(is_position(v, defs, known, 24) for v in places):
         return None
     before, out = Builder(read.loc), Builder(read.loc)
     ends = {v: _ends(v, defs, before) for v in places}
@@ -54,7 +55,6 @@ def _read(block: Block, read: Op, defs: Mapping[Value, Op]) -> Block | None:
     tests = [before.emit("eq", *e) for e in ends.values() if e is not None]
     same = reduce(lambda a, b: before.emit("and", a, b), tests)
     alone = _only_for(block, {read, use}, readers)
-    own = [o for o in alone if o not in (read, use) and any(r in use.operands for r in o.results)]  # what is used beside the tile
     sides = Builder(read.loc), Builder(read.loc)
     for n, side in enumerate(sides):
         env = Env()
@@ -63,7 +63,7 @@ def _read(block: Block, read: Op, defs: Mapping[Value, Op]) -> Block | None:
             number = side.emit("gather", read.operands[0], *first, type=Scalar(read.result.type.dtype), name=read.result.name)
             env[read.result] = side.emit("full", number, type=read.result.type)
         for o in block.ops:
-            if o in alone and (n == 1 or o in own or o is use) and not (n == 0 and o is read):
+            if o in alone and (n == 1 or o is not read):
                 side.add(copy_op(o, env))
         side.do("yield", env[use.result])
     for o in block.ops:
