@@ -31,7 +31,7 @@ from .machine import (
     together,
 )
 from .memory import pieces, pipeline, prefetch, prologues, roles
-from .registers import branches, defer, held, place, vote
+from .registers import branches, defer, held, one_place, place, vote
 from .tile import bind, flatten, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
 
 
@@ -69,6 +69,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("vote", vote.run, "what hangs on a rarely true row condition is skipped by a vote of the warp"),
     Pass("held", held.run, "what follows from rows that only a rare branch changes is carried, votes included"),
     Pass("branches", branches.run, "choices that a scalar decides for a whole tile become branches"),
+    Pass("one_place", one_place.run, "tiles that are read of one place of a tensor are read once"),
     Pass("prologues", prologues.run, "operands that a loop computes are made while the products of the tile before run"),
     Pass("pieces", pieces.run, "tiles on their way from shared memory to shared memory pass through registers a few rows at a time"),
     Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),

@@ -241,10 +241,10 @@ class Registers:
         if apart is not None and (op.kind == "and" or (apart.at != apart.at[0]).any()):
             x = apart.value(em, self.i, t.dtype)
         else:
-            args = [self.value(o, table) for o in op.operands]
+            args = [self.value(o, table) for o in op.operands[op.kind == "gather":]]
             if op.kind == "select" and len(t.shape) == 2:
                 args[1:] = [self.before(a, o) for a, o in zip(args[1:], op.operands[1:])]
-            x = _apply_op(em, op, args)
+            x = gathered(em, op, args) if op.kind == "gather" else _apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
@@ -354,3 +354,20 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
 
 def is_opaque(v: Value) -> bool:
     return isinstance(v.type, Frag) and isinstance(v.type.layout, OpaqueLayout)
+
+
+def gathered(em: Emitter, op: Op, args: list[X]) -> X:
+    """An element of a tensor, zero outside of it."""
+    (tensor, *positions), dtype, inside, offset = op.operands, op.result.type.dtype, [], X("0")
+    for axis, (p, dim) in enumerate(zip(args, tensor.type.dims)):
+        unsigned = call("unsigned", p)
+        inside.append(f"{unsigned} < {call('unsigned', em.size(dim))}" if positions[axis].type.dtype.bits == 32 else
+                      f"{p.within(60)} >= 0 && {p.within(60)} < {em.size(dim)}")
+        s = em.stride(tensor, axis)
+        offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
+    raw = X(f"{em.pname[tensor]}[{offset}]")
+    if dtype.per_register > 1:
+        raw = call(em.fn(f"to_{dtype.computed.name}_{dtype.name}"), raw)
+    if dtype.bits == 1:
+        raw = binary("!=", raw, X("0"))
+    return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))

@@ -10,11 +10,11 @@ from ...errors import FcError, Loc
 from ...ir.core import Op, Value
 from ...ir.elementwise import REDUCTIONS
 from ...ir.layout import RegLayout
-from ...ir.types import Frag, Scalar, Tensor
+from ...ir.types import Frag, Scalar
 from .emit import EMIT, Emitter, emits
-from .expr import LONG, Registers, apply, choose, is_opaque, view_index
+from .expr import LONG, Registers, apply, gathered, is_opaque, view_index
 from .packed import Words, takes
-from .text import CTYPES, X, add, binary, call, literal, mul
+from .text import CTYPES, X, add, call, mul
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -179,33 +179,16 @@ def _view(em: Emitter, op: Op) -> None:
 
 @emits("gather")
 def _gather(em: Emitter, op: Op) -> None:
-    tensor, positions = op.operands[0], op.operands[1:]
-    assert isinstance(tensor.type, Tensor)
-    em.comment(locs_of(em, op))
-    dtype = op.result.type.dtype
-
-    def element(args: list[X]) -> X:
-        inside, offset = [], X("0")
-        for axis, (p, dim) in enumerate(zip(args, tensor.type.dims)):
-            unsigned = call("unsigned", p)
-            inside.append(f"{unsigned} < {call('unsigned', em.size(dim))}" if positions[axis].type.dtype.bits == 32 else
-                          f"{p.within(60)} >= 0 && {p.within(60)} < {em.size(dim)}")
-            s = em.stride(tensor, axis)
-            offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
-        raw = X(f"{em.pname[tensor]}[{offset}]")
-        if dtype.per_register > 1:
-            raw = call(em.fn(f"to_{dtype.computed.name}_{dtype.name}"), raw)
-        if dtype.bits == 1:
-            raw = binary("!=", raw, X("0"))
-        return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))
-
-    if isinstance(op.result.type, Scalar):
-        x = element([em.scalar(p) for p in positions])
-        em.scalars[op.result] = X(em.names(op.result.name), depth=em.depth)
-        em.w.line(f"const {CTYPES[dtype.name]} {em.scalars[op.result]} = {x};")
+    if op.result in em.plan.fused:
         return
-    t, name = op.result.type, em.declare(op.result)
-    fill(em, name, t, lambda regs: element([regs.value(p, _full(t)) for p in positions]))
+    em.comment(locs_of(em, op))
+    t, positions = op.result.type, op.operands[1:]
+    if isinstance(t, Scalar):
+        x = gathered(em, op, [em.scalar(p) for p in positions])
+        em.scalars[op.result] = X(em.names(op.result.name), depth=em.depth)
+        em.w.line(f"const {CTYPES[t.dtype.name]} {em.scalars[op.result]} = {x};")
+        return
+    fill(em, em.declare(op.result), t, lambda regs: gathered(em, op, [regs.value(p, _full(t)) for p in positions]))
 
 
 def check_wide(v: Value, op: Op) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from ...ir.core import Block, Kernel, Op, Value, blocks, walk
 from ...ir.known import const_of
 from ...ir.layout import OpaqueLayout
-from ...ir.op_table import having
+from ...ir.op_table import OPS, having
 from ...ir.registers import frag_words
-from ...ir.types import Frag, Pending, Scalar
+from ...ir.types import Frag, Pending, Scalar, Tensor
 
 #: ops whose result is a function of the same register of their operands (or of nothing but the register's number)
 CHEAP = having("cheap")
@@ -157,16 +157,19 @@ def _index(plan: Plan, block: Block) -> None:
 
 
 def _choose_fused(plan: Plan, block: Block) -> None:
-    """A pointwise value is an expression if everything that reads it evaluates it in one and the same loop over registers.
+    """A pointwise value is an expression if everything that reads it evaluates it in one and the same loop over registers; so is a tile
+    that is read element by element, of a tensor that nobody writes: its registers would be as many as those of what it meets.
     Those that cost nothing (iota, full, broadcast) are expressions wherever nobody needs their array. Users come first, so
     the block is walked backwards; `sink[v]` is the stored op in whose loop v is computed."""
     sink: dict[Value, Op] = {}
+    written = {v for o in walk(block) if OPS[o.kind].effect == "write" for v in o.operands if isinstance(v.type, Tensor)}
 
     def visit(b: Block) -> None:
         for op in reversed(b.ops):
             for r in reversed(op.regions):
                 visit(r)
-            if op.kind not in POINTWISE or not op.results or not isinstance(op.result.type, Frag):
+            read = op.kind == "gather" and op.operands[0] not in written and bool(op.result.type.shape[1:])
+            if not (op.kind in POINTWISE or read) or not op.results or not isinstance(op.result.type, Frag):
                 continue
             v, users = op.result, plan.users.get(op.result, [])
             counted = op.kind not in CHEAP and len(v.type.shape) == 1 and _counts(plan, v)

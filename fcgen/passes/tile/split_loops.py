@@ -13,7 +13,8 @@ In: a tile program. Out: an equal one in which, for every loop,
     carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
     masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
   - with split="branch", there is one loop instead, whose selects ask where the index is: `select(whole or mask, x, y)`, of which
-    `branches` makes a branch.
+    `branches` makes a branch. Parts of a condition that hold in all tiles or in none, as a scalar says, are selected by apart from those
+    that hold in a range of tiles.
 
 Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
 program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
