@@ -92,13 +92,17 @@ def test_products_of_every_width_have_a_record():
     assert "wgmma_m64n12k16_f16" not in INSTRS and INSTRS["wgmma_m64n24k16_bf16_rs"].shape == (64, 24, 16)
 
 
-def test_products_of_a_left_operand_in_registers_are_one_statement():
-    """Of both in shared memory each has its own; what a chain adds to, or that it adds to nothing, is its own name."""
+def test_long_products_of_a_left_operand_in_registers_are_one_statement(monkeypatch):
+    """Short ones, and those of both in shared memory, have one for each step."""
+    from fcgen.backends.cuda import wgmma
     from fcgen.ir.schedule import Schedule
     from fcgen.passes.machine import alloc
     from tests.sim.hopper import chain
 
-    text = print_cuda(alloc.run(parse_kernel(chain(2)), Schedule(), TARGET).with_meta(stage="synced"), TARGET).text
+    kernel = alloc.run(parse_kernel(chain(2)), Schedule(), TARGET).with_meta(stage="synced")
+    assert "_x4(" not in print_cuda(kernel, TARGET).text
+    monkeypatch.setattr(wgmma, "SPARED", 96)  # three steps of 32 registers
+    text = print_cuda(kernel, TARGET).text
     found = {m[1]: m[2] for m in re.finditer(r"void (wgmma_m64\w+)\([^{]*\) \{\n(.*?)\n\}\n", text, re.DOTALL)}
     assert {name: (body.count("asm"), body.count("mma_async"), body.count('"+f"')) for name, body in found.items()} == {
         "wgmma_m64n64k16_f16": (1, 1, 32), "wgmma_m64n64k16_f16_rs_x4": (1, 4, 32)}
