@@ -1,5 +1,5 @@
-"""How long it takes from a spec to a loaded kernel: cold (empty cache, fresh process), from disk (fresh process), warm. Python's bytecode
-is there in each, as it is where a package is installed.
+"""How long it takes from a spec to a loaded kernel: cold (empty caches, fcgen's and the one that NVRTC has beside a driver; fresh process),
+from disk (fresh process), warm. Python's bytecode is there in each, as it is where a package is installed.
 
 Also counts NVRTC's work: none from disk, none for a second sequence length. Without a GPU the kernel is compiled but not loaded.
 """
@@ -20,7 +20,7 @@ from .environment import ROOT, facts
 from .pool import write_json
 
 
-def probe(arch: str | None) -> dict[str, Any]:
+def probe(arch: str | None, head: int) -> dict[str, Any]:
     """In this process: times in milliseconds, and how often NVRTC compiled."""
     begin = time.perf_counter()
     import fcgen as fc
@@ -47,7 +47,7 @@ def probe(arch: str | None) -> dict[str, Any]:
     imported = time.perf_counter()
 
     def load() -> None:
-        program = compiled("f16", 64, 64, "causal_top_left", True, arch)
+        program = compiled("f16", head, head, "causal_top_left", True, arch)
         program.cubin  # noqa: B018
         if gpu:
             program.launcher.loaded(0)
@@ -57,7 +57,7 @@ def probe(arch: str | None) -> dict[str, Any]:
     first = calls[0]
     load()
     again = time.perf_counter()
-    other = compiled("bf16", 64, 64, "causal_top_left", True, arch)  # another kernel of the same process: every module is imported
+    other = compiled("bf16", head, head, "causal_top_left", True, arch)  # another kernel of the same process: every module is imported
     other.cubin  # noqa: B018
     if gpu:
         other.launcher.loaded(0)
@@ -66,18 +66,19 @@ def probe(arch: str | None) -> dict[str, Any]:
            "with_imports_ms": (loaded - begin) * 1e3, "warm_ms": (again - loaded) * 1e3,
            "nvrtc_calls": first, "loaded": gpu}
     if gpu:
-        out |= _second_length(calls)
+        out |= _second_length(calls, head)
     return out
 
 
-def _second_length(calls: list[int]) -> dict[str, Any]:
+def _second_length(calls: list[int], head: int) -> dict[str, Any]:
+    """Of two that the library's table has one row for."""
     import torch
 
     from fcgen.attend.forward import attention
 
     times = []
-    for s in (256, 1000):
-        q = torch.randn(1, 2, s, 64, device="cuda", dtype=torch.float16)
+    for s in (900, 1000):
+        q = torch.randn(1, 2, s, head, device="cuda", dtype=torch.float16)
         before, start = calls[0], time.perf_counter()
         attention(q, q, q, causal=True, return_lse=True)
         torch.cuda.synchronize()
@@ -85,24 +86,24 @@ def _second_length(calls: list[int]) -> dict[str, Any]:
     return {"second_length_nvrtc_calls": calls[0] - before, "second_length_ms": times[1]}
 
 
-def fresh(cache: str, bytecode: str, arch: str | None) -> dict[str, Any]:
+def fresh(cache: str, bytecode: str, arch: str | None, head: int) -> dict[str, Any]:
     """`probe` in a new process with the given folders, and that process's whole time."""
-    command = [sys.executable, "-m", "benchmarks.compile_time", "--probe", *(["--arch", arch] if arch else [])]
+    command = [sys.executable, "-m", "benchmarks.compile_time", "--probe", f"--head={head}", *(["--arch", arch] if arch else [])]
     start = time.perf_counter()
-    env = {**os.environ, "FCGEN_CACHE_DIR": cache, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
+    env = {**os.environ, "FCGEN_CACHE_DIR": cache, "CUDA_CACHE_PATH": cache, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return {**json.loads(done.stdout.splitlines()[-1]), "process_ms": (time.perf_counter() - start) * 1e3}
 
 
-def measure(repeats: int, arch: str | None) -> dict[str, list[dict[str, Any]]]:
+def measure(repeats: int, arch: str | None, head: int) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {"cold": [], "disk": []}
     with tempfile.TemporaryDirectory(prefix="fcgen-bytecode-") as bytecode:
         for n in range(repeats + 1):  # the first time writes the bytecode
             with tempfile.TemporaryDirectory(prefix="fcgen-cache-") as cache:
                 for state in ("cold", "disk"):
-                    sample = fresh(cache, bytecode, arch)
+                    sample = fresh(cache, bytecode, arch, head)
                     out[state] += [sample] if n else []
     return out
 
@@ -111,14 +112,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--arch", help="target (the GPU's own)")
+    parser.add_argument("--head", type=int, default=64, help="head size of the causal kernel (%(default)s)")
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--probe", action="store_true", help="one measurement in this process, as JSON")
     args = parser.parse_args(argv)
     if args.probe:
-        print(json.dumps(probe(args.arch)))
+        print(json.dumps(probe(args.arch, args.head)))
         return 0
 
-    samples = measure(args.repeats, args.arch)
+    samples = measure(args.repeats, args.arch, args.head)
     keys = ("spec_to_loaded_ms", "next_kernel_ms", "with_imports_ms", "warm_ms", "second_length_ms")
     medians = {state: {k: statistics.median(s[k] for s in found) for k in keys if k in found[0]} for state, found in samples.items()}
     for state, found in medians.items():
@@ -129,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
                  for s in found if s.get("second_length_nvrtc_calls")]
     lengths = ", never for a second length" if "second_length_ms" in medians["disk"] else ""
     print("\n".join(problems) or f"NVRTC ran once when cold, never from disk{lengths}")
-    write_json(args.json, {"part": "compile", "environment": facts(), "medians": medians, "samples": samples, "problems": problems})
+    write_json(args.json, {"part": "compile", "head": args.head, "environment": facts(), "medians": medians, "samples": samples,
+                           "problems": problems})
     return bool(problems)
 
 

@@ -82,6 +82,11 @@ class Op:
     def with_attrs(self, **attrs: Attr) -> Op:
         return Op(self.kind, self.operands, self.results, {**self.attrs, **attrs}, self.regions, self.loc, self.place)
 
+    def reading(self, operands: tuple[Value, ...]) -> Op:
+        """The op with these operands: itself where they are its own."""
+        return self if same(operands, self.operands) else \
+            Op(self.kind, operands, self.results, self.attrs, self.regions, self.loc, self.place)
+
     def within(self, fn: Callable[[Block], Block]) -> Op:
         """The op with `fn(region)` in the place of each of its regions: itself where these are the same ones."""
         if not self.regions:

@@ -92,6 +92,25 @@ def test_products_of_every_width_have_a_record():
     assert "wgmma_m64n12k16_f16" not in INSTRS and INSTRS["wgmma_m64n24k16_bf16_rs"].shape == (64, 24, 16)
 
 
+def test_long_products_of_a_left_operand_in_registers_are_one_statement(monkeypatch):
+    """Short ones, and those of both in shared memory, have one for each step."""
+    from fcgen.backends.cuda import wgmma
+    from fcgen.ir.schedule import Schedule
+    from fcgen.passes.machine import alloc
+    from tests.sim.hopper import chain
+
+    kernel = alloc.run(parse_kernel(chain(2)), Schedule(), TARGET).with_meta(stage="synced")
+    assert "_x4(" not in print_cuda(kernel, TARGET).text
+    monkeypatch.setattr(wgmma, "SPARED", 96)  # three steps of 32 registers
+    text = print_cuda(kernel, TARGET).text
+    found = {m[1]: m[2] for m in re.finditer(r"void (wgmma_m64\w+)\([^{]*\) \{\n(.*?)\n\}\n", text, re.DOTALL)}
+    assert {name: (body.count("asm"), body.count("mma_async"), body.count('"+f"')) for name, body in found.items()} == {
+        "wgmma_m64n64k16_f16": (1, 1, 32), "wgmma_m64n64k16_f16_rs_x4": (1, 4, 32)}
+    steps = [int(n) for n in re.findall(r"add.s64 b0_\d, %48, (\d+);", found["wgmma_m64n64k16_f16_rs_x4"])]
+    assert steps == [0, 128, 256, 384], "64 keys of 128 bytes, 16 at a time, in units of 16 bytes"
+    assert "setp.ne.b32 first, 1, 0;" in text and text.count("_rs_x4(") == 1 + 2
+
+
 @pytest.mark.parametrize("ahead, at", [(0, "a_slot"), (1, "((a_slot + 1) % 3)"), (2, "((a_slot + 2) % 3)"), (3, "a_slot")])
 def test_a_slot_ahead_of_its_cursor(ahead, at):
     """Of both sides: as a copy's address, and as a descriptor's offset."""

@@ -44,7 +44,7 @@ def test_a_rolling_product_multiplies_each_part_of_its_left_operand_while_the_ne
 
 def test_what_a_rolling_product_is_made_of_is_computed_once():
     plain, rolling = (loop_of(compiled(rolling=r, early="s").cuda) for r in ((), "dv+dk"))
-    for what in (r"exp2_approx\(", r"stmatrix_x4\(", r"_rs<1>\("):
+    for what in (r"exp2_approx\(", r"stmatrix_x4\(", r"_rs(?:<1>|_x\d+)\("):
         assert len(re.findall(what, plain)) == len(re.findall(what, rolling)), what
 
 

@@ -55,7 +55,7 @@ class _Selector:
         b, held = Builder(), dict(self.held)
         for op in block.ops:
             b.loc = op.loc
-            op = replace(op, operands=env.all(op.operands))
+            op = op.reading(env.all(op.operands))
             if op.kind == "for" and self.schedule.hold_a:
                 self.hold(op, b, env)
             rule = getattr(self, "on_" + op.kind, None)

@@ -6,7 +6,6 @@ alone, since where they are computed is a decision.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value
@@ -39,7 +38,7 @@ def _tidy(block: Block, env: Env, seen: dict[Any, Value], consts: dict[Value, An
         return seen[key]
 
     for op in block.ops:
-        op = replace(op, operands=env.all(op.operands))
+        op = op.reading(env.all(op.operands))
         if op.kind == "const":
             env[op.result] = constant(op["value"], op["dtype"], op.loc)
             continue

@@ -41,7 +41,7 @@ def _ops(ops: tuple[Op, ...], now: dict[Value, Value]) -> tuple[list[Op], dict[V
             now[v] = new
             continue
         if not op.regions:
-            out.append(replace(op, operands=operands))
+            out.append(op.reading(operands))
             continue
         moved = _moved(op.regions)
         loop = op.kind in ("for", "while")

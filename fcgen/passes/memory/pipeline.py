@@ -106,7 +106,7 @@ class _Pipeliner:
         return is_shared_load(op) and fills_itself(op, self.schedule)
 
     def _subst(self, op: Op, env: Env) -> Op:
-        return replace(op, operands=env.all(op.operands))
+        return op.reading(env.all(op.operands))
 
     def channel(self, load: Op, slots: int) -> Channel:
         ring = Value(replace(load.result.type, slots=slots), loaded_name(load))
