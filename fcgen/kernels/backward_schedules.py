@@ -30,18 +30,21 @@ _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
 #: where S ahead alone has 545)
 _APART = {"early": "s", "behind": "dq", "rolling": "dv"}
-#: the same, and dQ is added up by a thread of its own (H200, bf16: D=64, causal, 16k: 578 TFLOP/s for 542; D=128, full, 4k: 647 for 628)
+#: the same, and dQ is added up by a thread of its own (H200, bf16: D=64, causal, 16k: 548 TFLOP/s for 503)
 _SENT = {**_APART, "sender": True}
+#: the same without a branch around masks, which takes registers that loops then read back (H200, bf16, D=128, full, 16k: 615 for 580, as
+#: _APART has; D=64: as fast)
+_WHOLE = {**_SENT, "split": "none"}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"),
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO, **_WHOLE), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"),
                    _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, early="s"),
                    _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO, **_SENT), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
+              128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
                     _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
                     _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
@@ -49,19 +52,23 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
 #: the same where tiles of keys differ in work
-_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_SENT),
+_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
-_KEYS = {64: (_hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
-         128: (_hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+#: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
+_KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 128, 2, _TWO, persistent="dynamic"),
+              _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
+         128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
+               _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
 _KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic"), _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
-              128: (_hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
+    "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
+                   _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
+              128: (_hopper(128, 96, 2, rolling="dq"), _hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
               192: (_hopper(128, 64, 2), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 1)),
               256: (_hopper(128, 48, 2, 2, epilogue="quad"), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2),
                     _hopper(64, 64, 2, 1)),

@@ -13,6 +13,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.backends.budget import check_budget
+from fcgen.build import compiler
 from fcgen.ir.alignment import of_arguments
 from fcgen.ir.core import Block, walk, walk_kernel
 from fcgen.ir.layout import warp_grid
@@ -185,6 +186,23 @@ def test_warps_that_compute_start_no_store_of_a_loop_where_there_is_a_sender(nam
         kernel = replace(p.machine, roles=tuple(replace(r, body=without(r.body, fault)) for r in p.machine.roles))
         with pytest.raises(fc.FcError, match="sim/"):
             check(kernel, args, p.target)
+
+
+def test_barriers_of_parts_are_read_and_verified(by_columns):
+    """One thread says which part it means; warps mean their own. Roles of one thread share a warpgroup, and so its registers."""
+    p = case("sender", by_columns, "sm_90a", (1, 1))[0]
+    text = str(p.machine)
+    assert str(compiler.from_text(text, "send.ir")) == text
+    first = "{lag = 0, parts = 2, part = 0}"
+    for old, new, why in ((first, "{lag = 0, parts = 2}", "one thread says which part"), (first, "{lag = 0, parts = 2, part = 2}", "one of its parts"),
+                          (first, "{lag = 0, parts = 3, part = 0}", "as many slots as there are barriers"),
+                          ("{lag = 1, parts = 2}", "{lag = 1, parts = 2, part = 1}", "nobody else does")):
+        assert old in text
+        with pytest.raises(fc.FcError, match=why):
+            compiler.from_text(text.replace(old, new, 1), "send.ir")
+    apart = replace(p.machine, roles=tuple(replace(r, regs=32) if r.name == "send" else r for r in p.machine.roles))
+    with pytest.raises(fc.FcError, match="share a warpgroup"):
+        compiler.to_cuda(apart, p.target)
 
 
 @pytest.mark.parametrize("more, why", [({"epilogue": "quad"}, "goes with other fields"), ({"persistent": "static"}, "goes with other fields"),
