@@ -37,7 +37,8 @@ _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"), _hopper(128, 128, 2, _TWO, behind="dq", early="s"),
-                   _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, early="s"),
+                   _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART), _hopper(96, 128, 2, _TWO, early="s"),
+                   _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
               128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"),
                     _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO),
