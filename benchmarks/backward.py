@@ -95,7 +95,8 @@ class Cell:
         return Errors(most, rms)
 
     def arguments(self, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Of one of the library's programs (`pool.BACKWARD`); and [B, S, H, D] views of the gradients in them."""
+        """Of one of the library's programs (`pool.BACKWARD`); and [B, S, H, D] views of the gradients in them. The one that adds up dQ
+        leaves the scale to who rounds it."""
         import torch
 
         t = lambda x: x.transpose(1, 2)

@@ -45,6 +45,9 @@ def held(d: int) -> dict[str, dict[str, Any]]:
         "bias per head": {"score": scores.bias(np.zeros((1, h, 4096, 4096), np.float16))},
         "dropout": {"dropout": fc.Dropout(0.1, 1)}, "window at 32k": {"mask": masks.window(WINDOW, 0), "table": "part"},
         "prefix": {"mask": masks.prefix(1000) | masks.causal(), "table": "causal"},
+        "first keys and a window": {"mask": (masks.prefix(64) | masks.window(WINDOW, 0)) & masks.causal(), "table": "part"},
+        "temperature per head": {"score": scores.temperature(np.ones(h, np.float32))},
+        "relative table": {"score": scores.relative(np.ones((h, 257), np.float32))},
         **{f"neighbours within {r}": {"mask": masks.neighbourhood((32, 32), r), "table": "part"} for r in (1, 3, 7, 15)}}
 
 
@@ -93,6 +96,7 @@ def prepare(heads: list[int], names: list[str], args: argparse.Namespace) -> Non
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(fits, jobs, chunksize=2)
     good = [x for x in found if 0 <= x[3] < FEW]
+    Path(args.fits).parent.mkdir(parents=True, exist_ok=True)
     Path(args.fits).write_text(json.dumps(good))
     print(f"{len(jobs)} schedules, {len(good)} fit, {time.time() - begin:.0f} s", flush=True)
 

@@ -108,6 +108,7 @@ def on_cpu(monkeypatch: Any = Patch, target: str = "sm_90a", how: str = "interpr
     monkeypatch.setattr(forward, "_arch", lambda device, schedule=None: target if schedule is None or target == "sm_89"
                         or "wgmma" in str(schedule.math) else "sm_90")
     monkeypatch.setattr(Program, "launcher", property(Runs))
+    monkeypatch.setattr(Program, "begin", lambda program: program)
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(Runs, "how", how)
     for one in (calls, packed, backward_plans):  # there is no kernel that a later call could launch

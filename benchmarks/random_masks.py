@@ -27,6 +27,7 @@ import numpy as np
 
 import fcgen as fc
 from benchmarks.eager import eager
+from benchmarks.environment import facts
 from benchmarks.on_cpu import Array, on_cpu
 from benchmarks.pool import write_json
 from fcgen import masks, scores
@@ -400,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pool.terminate()
     counts = {w: n for w, n in seen.most_common() if w in WORDS}
     print(f"{sum(ran.values())} cases, {len(failures)} failed, {took:.0f} s of one core; {dict(ran)}; {counts}")
-    write_json(args.json, {"part": "random_masks", "command": " ".join(sys.argv), "gpu": own,
+    write_json(args.json, {"part": "random_masks", "environment": facts(), "command": " ".join(sys.argv), "gpu": own,
                            "cases": sum(ran.values()), "failed": len(failures), "failures": failures, "paths": dict(ran), "with": counts})
     return int(bool(failures))
 

@@ -110,7 +110,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "ahead": (True,), "hold_a": (False,), "reuse_frags": (False,), "split": ("branch", "none"), "skip_ones": (True,), "defer": (False,),
     "epilogue": ("direct", "quad", "tma"), "longest_first": (False,), "min_blocks": (2,), "vote": (True,), "tokens": (True,),
     "persistent": ("static", "dynamic"), "l2": (8,), "own_rows": (False,), "compare_bits": (True,), "hints": (True,), "pdl": (True,),
-    "makers": (4,), "parts": (2, 3),
+    "makers": (4,), "parts": (2, 3), "sender": (True,),
 }
 #: target, name -> what the pairs are changes of
 BASES: dict[tuple[str, str], dict[str, Any]] = {

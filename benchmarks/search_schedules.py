@@ -292,8 +292,9 @@ class Backward(Search):
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
+        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec == "backward" else g for n, g in of.items()}
         launch = launcher(self.good[text])
-        return Call(lambda: launch(arguments), lambda _: of)
+        return Call(lambda: launch(arguments), scaled)
 
 
 def show(search: Search, now: str, most: int = 25) -> None:

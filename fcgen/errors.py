@@ -9,7 +9,9 @@ from __future__ import annotations
 import linecache
 import os
 import re
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -117,6 +119,17 @@ class FcWarning(UserWarning):
     """What a compilation says of a kernel that is right and not what one would wish: registers that spill, a check that was not made."""
 
 
+def warn(warning: Warning) -> None:
+    """Warn at the line of the user's that led here: the innermost one outside of this package."""
+    inside = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    frame = sys._getframe(1)
+    ours = lambda f: f.f_code.co_filename.startswith((inside, "<")) or f.f_globals.get("__name__") == "functools"
+    while frame.f_back is not None and ours(frame):
+        frame = frame.f_back
+    warnings.warn_explicit(warning, type(warning), frame.f_code.co_filename, frame.f_lineno,
+                           registry=frame.f_globals.setdefault("__warningregistry__", {}))
+
+
 class FcError(Exception):
     """A mistake of the user's, told so that they can mend it.
 
@@ -137,6 +150,24 @@ class FcError(Exception):
             return self
         return FcError(self.code, self.message, expected=self.expected, got=self.got, loc=loc, hint=self.hint,
                        notes=self.notes)
+
+    def noted(self, note: str) -> FcError:
+        """The same error with a further line."""
+        return FcError(self.code, self.message, expected=self.expected, got=self.got, loc=self.loc, hint=self.hint,
+                       notes=(*self.notes, note))
+
+    def named(self, names: Mapping[str, int]) -> FcError:
+        """The same error with names where it shows their numbers, which nobody wrote."""
+        def words(x: Any) -> Any:
+            if x is None:
+                return None
+            text = said(x)
+            for name, n in names.items():
+                text = re.sub(rf"(?<![\w.])({re.escape(name)}: )?{n}(?![\w.])", name, text)
+            return text
+
+        return FcError(self.code, words(self.message), expected=words(self.expected), got=words(self.got), loc=self.loc,
+                       hint=words(self.hint), notes=[words(n) for n in self.notes])
 
     def render(self) -> str:
         out = [f"[{self.code}] {self.message}"]

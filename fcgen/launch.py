@@ -16,7 +16,7 @@ from typing import Any
 from .build.compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import WIDEST, Promise, of_arguments
-from .ir.covers import check_covers
+from .ir.covers import check_covers, needs
 from .ir.ranges import HIGHEST, WIDTHS, Admitted
 from .ir.sizes import number
 from .ir.types import DTYPES
@@ -37,7 +37,7 @@ class Launcher:
         self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
         self._ranges = ranges_of(self.facts)
-        #: scalars that size the grid: a launch is decided with them, as it is with sizes
+        #: scalars that size the grid, or that places follow from: a launch is decided with them, as it is with sizes
         self._counts = [p[0] for p in self.facts.params if p[0] in counts_of(self.facts)]
         self._written = tuple(p[0] for p in self.facts.params if p[1] == "tensor" and "out" in p[4])
         self._loaded: dict[int, Loaded] = {}
@@ -90,7 +90,8 @@ class Launcher:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
         sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
-        check_covers(self.facts.covers, {p[0]: p[3] for p in self.facts.params}, {**sizes, **dict(zip(self._counts, counts))})
+        known = {**sizes, **dict(zip(self._counts, counts))}
+        check_covers(self.facts.covers, self.facts.grid, {p[0]: p[3] for p in self.facts.params}, known)
         for name, kind, dtype, _, flags in self.facts.params:
             if kind == "tensor":
                 tensors.check(described[name], name=name, dtype=dtype, device=device)
@@ -143,8 +144,8 @@ def misaligned(name: str, want: Promise, pointer: int, shape: Sequence[int], str
 
 
 class Loaded:
-    """A kernel on a device, ready for any sizes: the axes of each tensor and its strides, tensor by tensor, and the scalars that size its
-    grid."""
+    """A kernel on a device, ready for any sizes: the axes of each tensor and its strides, tensor by tensor, and the scalars that decide
+    a launch."""
 
     def __init__(self, facts: Facts, cubin: bytes, kinds: Mapping[str, str], order: tuple[str, ...], device: int):
         self.facts, self.kinds, self.order, self.counts, self.ranges = facts, kinds, order, counts_of(facts), ranges_of(facts)
@@ -188,8 +189,7 @@ class Loaded:
 
     def unusual(self, views: Mapping[str, View], wide: Sequence[str]) -> str:
         """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (of 16 bytes in those that are
-        `wide`), or a number large or, of what bulk copies read, 0, or a
-        tensor shorter than the grid? As text. What this lets pass, `Launcher._plan` and TMA take as it is;
+        `wide`), or a number large or, of what bulk copies read, 0? As text. What this lets pass, `Launcher._plan` and TMA take as it is;
         what it does not may be legal or not."""
         asked = {name: strides for name, _, *strides in self.facts.aligned}
         limits = {limit: r for limit, _, *r in self.facts.ranges}
@@ -219,9 +219,6 @@ class Loaded:
         for (bits, mask), names in steps.items():
             tests += [f"({' | '.join(names)}) >> {bits}", *([f"({' | '.join(names)}) & {mask}"] if mask else [])] if names else []
         tests += [f"not ({' and '.join(equal[d][0] for d in some)})"] if some else []
-        for name, axis, dim in self.facts.covers:
-            want = str(dim) if isinstance(dim, int) else equal[dim][0] if dim in equal else str(HIGHEST)
-            tests.append(f"{views[name].shape[axis]} < {want}")
         return " or ".join(tests)
 
     def launch(self, sizes: Sequence[int]) -> steady.SteadyLaunch:
@@ -239,9 +236,10 @@ def ranges_of(facts: Facts) -> dict[str, Admitted]:
 
 
 def counts_of(facts: Facts) -> tuple[str, ...]:
-    """The scalars that axes of the grid run over, in the order of the parameters."""
+    """The scalars that axes of the grid run over, or that places of tensors follow from, in the order of the parameters."""
     dims = {d for p in facts.params for d in p[3]}
-    return tuple(p[0] for p in facts.params if p[1] == "scalar" and p[0] not in dims and any(axis[1] == p[0] for axis in facts.grid))
+    names = {axis[1] for axis in facts.grid} | set().union(*map(needs, facts.covers))
+    return tuple(p[0] for p in facts.params if p[1] == "scalar" and p[0] not in dims and p[0] in names)
 
 
 def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most: int) -> str:

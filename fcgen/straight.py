@@ -8,12 +8,14 @@ guard before: the text asks for no class, dtype or device. It holds no tensor an
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .ir.alignment import WIDEST
+from .ir.covers import Cover, Grid, needs
 from .ir.ranges import HIGHEST, Admitted
 from .runtime.module import LaunchConfig
 from .runtime.tensors import ITEMSIZE
@@ -82,6 +84,7 @@ class Script:
         """Refuse what a launch may not take as it is."""
         self.refuse(loaded.unusual(views, wide))
         self.refuse(self._misaligned(loaded, views, wide))
+        self.refuse(" or ".join(self._short(loaded, views, scalars, cover) for cover in loaded.facts.covers))
         for name in loaded.order[len(loaded.frame.arguments):]:
             self.refuse(self._unfit(loaded, name, scalars[name]))
         for name in given:
@@ -120,6 +123,20 @@ class Script:
                       f"        if {write}(*window.arguments): {encode}(window, {v.pointer}, ({', '.join(layout)}))",
                       f"        held[{n}] = now")
         self.line(f"    {start}(block.config, block.params)", f"finally: {free}.append(block)")
+
+    def _short(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], cover: Cover) -> str:
+        """Does a tensor lack a place of a line of `meta covers`?"""
+        (name, axis, place, *conditions), facts = cover, loaded.facts
+        sizes = {d: text for p in facts.params if p[1] == "tensor" for d, text in zip(p[3], views[p[0]].shape) if isinstance(d, str)}
+        sizes |= {n: scalars[n] for n in loaded.counts}
+        have = views[name].shape[axis]
+        if isinstance(place, int):
+            return f"{have} <= {place}"
+        if place[0] == "at" and not conditions and facts.grid[place[1]][2] == 1:
+            return f"{have} < {sizes.get(dim := facts.grid[place[1]][1], dim)}"
+        named = sorted(needs(cover) | {axis[1] for axis in facts.grid if isinstance(axis[1], str)})
+        short = functools.lru_cache(256)(lambda n, *of: Grid(facts.grid, dict(zip(named, of))).outside(cover, n) is not None)
+        return f"{self.known(short, 'short')}({', '.join([have, *(sizes[n] for n in named)])})"
 
     @staticmethod
     def _misaligned(loaded: Loaded, views: Mapping[str, View], wide: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import fcgen as fc
@@ -50,6 +52,11 @@ def test_what_bulk_copies_cannot_move_takes_another_schedule() -> None:
     assert other.schedule.copy != "tma" and not any(o.kind == "tma_load" for o in walk_kernel(other.machine))
     with pytest.raises(FcError, match="more than is promised"):
         _ = spec.compile(target="sm_90a", schedule=p.schedule, T=fc.f16).narrowed({"A": odd}).machine
+
+
+@pytest.mark.parametrize(("name", "target"), [("gemm_nn", "sm_80"), ("swiglu", "sm_90a"), ("library_causal", "sm_90a"), ("paged", "sm_90a")])
+def test_sizes_of_zero_have_a_schedule(name, target) -> None:
+    assert chosen(name, target, **dict.fromkeys(CASES[name].large, 0)).schedule.warps
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -141,6 +148,23 @@ def test_what_nothing_can_be_chosen_for_is_refused_with_a_code() -> None:
     with pytest.raises(FcError) as e:
         fc.schedule_for(CASES["row_norm"].spec, "sm_89", T=fc.f16, D=20000)
     assert e.value.code == "compile/budget" and e.value.hint
+
+
+@fc.kernel
+def turned(X: "f32[M, N]", Y: "out f32[M, N]", *, sum):
+    rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(X.N, "BN"))
+    x = fc.load(X[rows, cols])
+    fc.store(Y[rows, cols], fc.dot(x, x) if sum else x.to(fc.f64))
+
+
+def test_errors_without_a_schedule_name_tiles_and_say_what_was_tried() -> None:
+    """Nobody wrote the sizes that a search draws."""
+    with pytest.raises(FcError) as e:
+        turned.compile(target="sm_89", sum=True)
+    assert "[BM, BN]" in str(e.value) and not re.search(r"\d{3}", str(e.value).split(" at ")[0])
+    with pytest.raises(FcError) as e:
+        fc.schedule_for(CASES["row_norm"].spec, "sm_89", T=fc.f16, D=20000)
+    assert any(n.startswith("nobody gave a schedule; this is of one that was tried: ") for n in e.value.notes)
 
 
 def test_accumulators_of_more_columns_than_a_warpgroup_holds() -> None:

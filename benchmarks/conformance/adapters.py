@@ -28,7 +28,7 @@ partly: list[str] = []
 class Adapter(NamedTuple):
     """files: below the checkout; project: whose that is; install: given its folder; original: what the project's own functions need, given
     that folder and the one of benchmarks/peers.py (none: nothing); beside: why a test, by its name, has nothing for fcgen (None: it may
-    have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own; alike: what of a test's name
+    have); collected: what to do with the modules of the tests; alone: functions whose tests want a whole GPU; alike: what of a test's name
     says which kernels it needs; most: how many processes of a GPU may run these tests, for their memory."""
 
     files: tuple[str, ...]

@@ -98,7 +98,7 @@ class Suite:
 
     def start(self, gpu: int = 0) -> None:
         number = self.begun
-        alone = not any(takes for _, takes in self.running.values())
+        alone = not self.has_alone(gpu)
         card = self.job.get("cards", {}).get(str(gpu), gpu)
         order = {"number": number, "gpu": card, "also": self.left_behind, "alone": alone}
         self.left_behind = []
@@ -182,11 +182,14 @@ class Suite:
             return 0, 0
         return self.head["units"] - sum(self.taken.values()) + bool(self.left_behind), self.head["alone"] - self.taken[True]
 
-    def wants(self) -> bool:
-        """Would one more process find something to do?"""
+    def has_alone(self, gpu: int) -> bool:
+        """Does a process of this GPU take tests that want to be alone?"""
+        return any(takes and on == gpu for on, takes in self.running.values())
+
+    def wants(self, gpu: int) -> bool:
+        """Would one more process on this GPU find something to do?"""
         left, alone = self.left()
-        free = left - alone > 0 or (alone > 0 and not any(takes for _, takes in self.running.values()))
-        return free and self.vain < 4 * VAIN
+        return (left - alone > 0 or (alone > 0 and not self.has_alone(gpu))) and self.vain < 4 * VAIN
 
     def need(self) -> float:
         """Seconds that one more process would have to do, if all units were like those so far."""
@@ -244,11 +247,12 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float, ca
                 gpu = min(range(cards), key=lambda n: on[n])
                 there = {s.name: sum(g == gpu for g, _ in s.running.values()) for s in suites}
                 share = processes if not collecting else math.ceil(processes / len(suites))  # what others will ask for
-                waiting = [s for s in suites if s.wants() and there[s.name] < ADAPTERS[s.name].most and len(s.running) < share]
+                waiting = [s for s in suites if s.wants(gpu) and there[s.name] < ADAPTERS[s.name].most and len(s.running) < share]
                 if not waiting or late:
                     break
-                max(waiting, key=Suite.need).start(gpu)
-            if not (collecting or any(s.running for s in suites) or (processes and any(s.wants() for s in suites) and not late)):
+                max(waiting, key=lambda s: (not s.running, s.need())).start(gpu)  # a few tests do not wait for many others
+            wanted = processes and not late and any(s.wants(gpu) for s in suites for gpu in range(cards))
+            if not (collecting or any(s.running for s in suites) or wanted):
                 break
     finally:
         for suite in suites:

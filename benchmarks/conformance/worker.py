@@ -27,23 +27,27 @@ from .adapters import ADAPTERS
 
 #: so many tests of a function are run at any rate; so many of a group make a unit
 LEAST, UNIT = 2, 4
+#: of functions whose tests want a GPU of their own, which takes them seconds each, no more than one of so many is run
+DEAR = 8
 #: torch's helpers of tests ask them for GPUs, which takes seconds and memory in each process
 UNASKED = ("jax", "numba", "cupy")
 #: memory that torch keeps is given back beyond this, after each test: processes share a GPU
 KEPT = 1 << 30
 
 
-def order(tests: list[tuple[str, str]], every: int, alike: Callable[[str], str] = lambda name: name) -> list[list[tuple[str, str]]]:
+def order(tests: list[tuple[str, str]], every: int, alike: Callable[[str], str] = lambda name: name,
+          alone: tuple[str, ...] = ()) -> list[list[tuple[str, str]]]:
     """Units of one of each `every` tests of each function, of all its groups in turn, and those of all functions mixed; which tests, and
-    in which order, only hangs on their names. tests: (name, function)."""
+    in which order, only hangs on their names. tests: (name, function); alone: functions whose tests want a GPU of their own."""
     of: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
     mixed = lambda name: zlib.crc32(name.encode())
     for name, function in sorted(tests, key=lambda t: (mixed(t[0]), t[0])):
         of[function][alike(name)].append((name, function))
     places = []
-    for groups in of.values():
+    for function, groups in of.items():
+        one_of = max(every, DEAR) if function in alone else every
         turns = sorted([(n, mixed(group), group, t) for group, some in groups.items() for n, t in enumerate(some)])
-        chosen = turns[:max(math.ceil(len(turns) / every), LEAST)]
+        chosen = turns[:max(math.ceil(len(turns) / one_of), LEAST)]
         units: dict[tuple[int, int, str], list[tuple[str, str]]] = defaultdict(list)
         for n, at, group, t in chosen:
             units[n // UNIT, at, group].append(t)
@@ -97,7 +101,7 @@ class Worker:
             else:
                 beside[function, why] += 1
         at, done = {item.nodeid: item for item in items}, verdicts.settled(self.job.get("done"), self.job["name"])
-        chosen = order(tests, self.job["every"], self.adapter.alike)
+        chosen = order(tests, self.job["every"], self.adapter.alike, self.adapter.alone)
         left = [some for unit in chosen if (some := [t for t in unit if t[0] not in done])]
         self.alone = {n for n, unit in enumerate(left) if unit[0][1] in self.adapter.alone}
         self.units = [[at[name] for name, _ in unit] for unit in left]
@@ -130,7 +134,8 @@ class Worker:
     def takes_part(self, also: Iterable[str], alone: bool) -> None:
         left = set(also)
         self.all_of([item for unit in self.units for item in unit if item.nodeid in left])
-        for n, unit in enumerate(self.units):
+        for n in sorted(range(len(self.units)), key=lambda n: n not in self.alone):  # those that few processes may take first
+            unit = self.units[n]
             if time.time() > self.job["until"]:
                 break
             if (alone or n not in self.alone) and self.takes(n):

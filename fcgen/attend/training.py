@@ -19,6 +19,7 @@ import torch
 
 from ..build.captured import Captured, Family
 from ..build.compiler import target
+from ..build.later import Later
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES, f32
@@ -161,9 +162,9 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
         plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
     if plan.after is not None:
         dq = new(q)
-        plan.after.launch({"Sums": total, "dQ": dq}, held, into)
+        plan.after.launch({"Sums": total, "dQ": dq, "scale": call.scale}, held, into)
     elif total is not None:
-        dq = total.to(q.dtype)
+        dq = torch.mul(total, call.scale, out=torch.empty_like(total, dtype=q.dtype))
     if every is not None:
         backward_plans.learn(plan, every)
     if still:  # (infinities and what is no number stay none)
@@ -238,6 +239,9 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
         unread = {} if every else {"Delta": None, "LSE2": None}
         rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
     after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
+    for part in (keys, rows and rows[0], first and first[0], after):  # the backward pass will ask for them
+        if part is not None and isinstance(part.make, functools.partial):
+            _begun(*part.make.args)
     return Plan(first, rows, keys, after, adds, whole, [])
 
 
@@ -275,9 +279,22 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
 _families: dict[Any, Family] = {}
 
 
-@functools.lru_cache(maxsize=1024)
-def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program:
-    return _compiled(spec, arch, dict(facts), {})
+#: programs without functions, by spec, target and facts
+_programs: dict[Any, Later[Program]] = {}
+
+
+def _begun(*key: Any) -> Later[Program]:
+    begun = _programs.get(key)
+    if begun is None or begun.failed:  # what was amiss may be no more
+        if len(_programs) >= 1024:
+            _programs.clear()
+        spec, arch, facts = key
+        begun = _programs[key] = Later(lambda: _compiled(spec, arch, dict(facts), {}))
+    return begun
+
+
+def _plain(*key: Any) -> Program:
+    return _begun(*key).result()
 
 
 def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:

@@ -134,14 +134,18 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
 
 
 def _made(make: Callable[[Choice], Program], choice: Choice, scored: bool) -> tuple[Program, Program]:
-    """The program of a choice, and the first one that it stands for. What is known of signs in whole tiles is known in their copy. Three
-    warpgroups whose scores are computed from positions take turns, but not where special functions are what they wait for (a soft cap: 1.65
-    ms and 1.52). ALiBi, causal, of the causal kernel's time: D = 64 1.049 in turns with loops apart, 1.064 with a branch, 1.060 and 1.082
-    without turns; D = 128 1.048 in turns with a branch and sums by the tensor core, 1.054 as the table has it (H200, 2026-11-28)."""
+    """The program of a choice, and the first one that it stands for. What is known of signs in whole tiles is known in their copy; loops
+    with a hole have copies (first keys and a window of 1024, D = 64: 0.398 ms, with a branch 0.406). Where tiles of 128 x 128 are read
+    beside the keys, warpgroups take no turns (a bias per head, D = 128: 1.040 ms, in turns 1.062). Three warpgroups whose scores are
+    computed from positions take turns, but not where special functions are what they wait for (a soft cap: 1.65 ms and 1.52). ALiBi,
+    causal, of the causal kernel's time: D = 64 1.049 in turns with loops apart, 1.064 with a branch, 1.060 and 1.082 without turns; D = 128
+    1.048 in turns with a branch and sums by the tensor core, 1.054 as the table has it (H200, 2026-11-28)."""
     program, schedule = make(choice), choice.schedule
     first = cast(Captured, program).first if isinstance(program, Captured) else program
-    if schedule.split == "branch" and "signs" in dict(first.machine.meta.get("remarks", ())):
+    if schedule.split == "branch" and not {"signs", "hole"}.isdisjoint(dict(first.machine.meta.get("remarks", ()))):
         return _made(make, choice._replace(schedule=replace(schedule, split="loops")), scored)
+    if schedule.stages == 2 and schedule.tokens and _reads_tiles(first):
+        return _made(make, choice._replace(schedule=replace(schedule, stages={"q": 1, "k": 2, "v": 2}, tokens=False)), scored)
     three = schedule.warps == 12 and schedule.late and not schedule.tokens
     if scored and three and (schedule.split == "branch" or schedule.from_end) and _from_positions(first):
         turns = replace(schedule, tokens=True, ones=schedule.late, split="loops" if schedule.ones else "branch")

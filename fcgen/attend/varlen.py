@@ -122,6 +122,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             n for n in ("Used", "KUsed", "left", "right") if n not in arguments))
         sizes = qa.device, (1, qa.shape[1], qa.shape[0], qa.shape[2]), (1, ka.shape[1], most, ka.shape[2])
         choice = _choice(facts, sizes, value, schedule, aligned, given)
+        _lister(choice.arch).begin()
         kept = _family(facts, choice, given, schedule is not None) if given.given() else None
         program = kept.find(given.given())[0] if kept is not None else _plain(facts, choice, schedule is not None)
         arguments |= _tiles(q, arguments, choice.arch, sequences, qa.shape[0], dict(program.schedule.tiles)["BLOCK_M"])

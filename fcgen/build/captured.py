@@ -157,6 +157,10 @@ class Captured(Program):
     def launcher(self) -> Any:
         return self.first.launcher
 
+    def begin(self) -> Program:
+        self.first.begin()
+        return self
+
     @property
     def built(self) -> Any:  # type: ignore[override]
         self.first.quiet, self.first.progress = self.quiet, self.progress

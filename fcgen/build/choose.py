@@ -32,9 +32,6 @@ from .workload import Probe, Workload, size
 COPIES = 60
 #: clocks of a grid that so short a time as a launch takes shows in: it begins while the one in front of it ends
 SHORT = 200_000
-#: tiles along an axis of a grid that runs all at once, from which on neighbours along it read what they share together, as a cluster: the
-#: second level then sends it once (0.83 to 0.94 and 0.90 to 1.00 of cuBLAS for 8192 x 512 and 512 x 8192 at a depth of 8192)
-FEW = 4
 #: candidates that are lowered
 MOST = 10
 #: sizes that are tried for rows and columns of dots, for what they sum over, and where there is no dot
@@ -85,6 +82,7 @@ class Chooser(Streams):
                             # one slot of a bulk copy is for what leaves no room for two
                             if stages > 1 or (turns if math == "mma" else self._smem(replace(p, stages=2)) > self.target.smem_per_block):
                                 yield p
+                                yield from self.clustered(p) if math == "wgmma" and stages > 2 else ()
 
     def _rows_of_16_bytes(self) -> bool:
         """Can bulk copies read what dots read: as much as is promised of it, else if tensors are packed? Sizes that are not known are
@@ -132,9 +130,10 @@ class Chooser(Streams):
             try:
                 schedule, usage = self.lowered(p, slow)
             except FcError as e:
-                last = e
+                last = e.noted(f"nobody gave a schedule; this is of one that was tried: {', '.join(f'{k}={v}' for k, v in p.tiles)}, "
+                               f"warps={p.warps}, stages={p.stages}, math={p.math}")
                 if e.code not in ("compile/budget", "compile/schedule", "compile/unsupported"):
-                    raise
+                    raise last from None
                 if e.code == "compile/budget":
                     self.refused.append((p, e.message))
                 continue
@@ -218,18 +217,10 @@ class Chooser(Streams):
                 out["grid"] = tuple(sorted(grids.items()))
             if self.load.known() and self.narrow and self.estimate(p).cycles < SHORT:
                 out["pdl"] = True
-            if (axis := self._shared_axis(p)) is not None:
-                out["cluster"] = ((axis, 2),)
+        if p.cluster:
+            along = next(a.name for a in self.load.kernel.grid if self.load.axis(a.tile) == p.cluster[0])
+            out["cluster"] = ((along.removesuffix("_tile"), p.cluster[1]),)
         return out
-
-    def _shared_axis(self, p: Plan) -> str | None:
-        """The axis of the grid along which pairs of blocks that share tiles are to run as a cluster."""
-        tiles, w = dict(p.tiles), self.load
-        if not (w.sums and w.known() and w.programs(tiles) <= self.rates.sms):
-            return None
-        along = {a.name: w.count_of(a, tiles) for a in w.kernel.grid if any(w.axis(a.tile) in (d.rows, d.cols) for d in self.narrow)}
-        few = [name for name, n in along.items() if n % 2 == 0 and n <= FEW]
-        return min(few, key=lambda name: along[name]).removesuffix("_tile") if few and len(along) > 1 else None
 
 
 #: fields that are left out where a pass says that they have nothing to do, and what is tried in their place
@@ -246,9 +237,12 @@ def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[st
         traced = spec.trace(probe, **binding)
     except FcError as e:
         if e.code != "ir/verify":
-            raise
+            raise e.named(probe) from None
         probe = Probe(taken, small=True)
-        traced = spec.trace(probe, **binding)
+        try:
+            traced = spec.trace(probe, **binding)
+        except FcError as e:
+            raise e.named(probe) from None
     return _kept(Workload(traced, dict(probe), sizes), to, lambda tiles: spec.trace(tiles, **binding))
 
 

@@ -22,7 +22,8 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import verify
 from ..version import __version__
-from .deep import with_room
+from .deep import collector_off, with_room
+from .later import Later
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
 NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)
@@ -37,7 +38,7 @@ class Facts:
     pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
     (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
     of sizes and i32 scalars, where something is known. resident: blocks of a multiprocessor that registers and shared memory were made
-    for. covers: (tensor, axis, dimension of the grid) where the tensor must be as long.
+    for. covers: places that tensors must have (`ir.covers`).
     """
 
     name: str
@@ -129,33 +130,34 @@ def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | N
     """Run the passes on a tile kernel; `stop_after` names one of them."""
     from ..passes import run_passes
 
-    return with_room(lambda: run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace), ops_of(kernel))
+    with collector_off():
+        return with_room(lambda: run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace), ops_of(kernel))
 
 
 def ops_of(kernel: Kernel) -> int:
     return sum(1 for _ in walk_kernel(kernel))
 
 
-_asked = 0
+_asked: list[str] = []  # names of kernels: threads append to it
 
 
 def compile_count() -> int:
     """How many kernels this process has asked the compiler for so far, those that it found in the cache on disk included. Other lengths,
     strides, captured numbers and tensors ask for none."""
-    return _asked
+    return len(_asked)
 
 
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
-          progress: Callable[[str], None] | None = None) -> Built:
+          progress: Callable[[str], None] | None = None, lowered: Callable[[], Kernel] | None = None) -> Built:
     """Compile a tile kernel, or a machine kernel as it is, to a cubin. check: the machine program is tried in the simulator, once: what it
-    finds is raised, and that it found nothing is kept beside the cubin. progress: told the name of each step."""
+    finds is raised, and that it found nothing is kept beside the cubin. What passes made is compiled meanwhile, what someone wrote after
+    that. progress: told the name of each step. lowered: gives the machine program, where somebody may have asked for it before."""
     from ..ir.text import print_kernel
     from ..runtime.cache import key_of, open_cache
 
-    global _asked
-    _asked += 1
+    _asked.append(kernel.name)
     text, say = print_kernel(kernel), progress or (lambda step: None)
-    made = functools.cache(lambda: _lowered(kernel, schedule, to, say))
+    made = functools.cache(lambda: _lowered(lowered or (lambda: to_machine(kernel, schedule, to)), to, say))
 
     def kept(kind: str, make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]]) -> tuple[Mapping[str, bytes], Mapping[str, Any], bool]:
         if not cache:
@@ -164,14 +166,28 @@ def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True,
         entry = open_cache().get_or_build(key, make)
         return entry.files, entry.meta, entry.hit
 
-    said = kept("tried", lambda: ({}, {"remarks": _tried(made()[0], to, say)}))[1]["remarks"] if check else []
-    return _unpack(*kept("built", lambda: _build(kernel, text, *made(), to, say)), schedule, said)
+    def compiled(say: Callable[[str], None]) -> tuple[Mapping[str, bytes], Mapping[str, Any], bool]:
+        return kept("built", lambda: _build(kernel, text, *made(), to, say))
+
+    def tried() -> tuple[dict[str, bytes], dict[str, Any]]:
+        machine = made()[0]
+        if kernel.level == "machine":
+            return {}, {"remarks": _tried(machine, to, say)}
+        with Later(lambda: compiled(lambda step: None)) as cubin:
+            remarks = _tried(machine, to, say)
+            say("NVRTC")
+        beside.append(cubin)
+        return {}, {"remarks": remarks}
+
+    beside: list[Later[tuple[Mapping[str, bytes], Mapping[str, Any], bool]]] = []
+    said = kept("tried", tried)[1]["remarks"] if check else []
+    return _unpack(*(beside[0].result() if beside else compiled(say)), schedule, said)
 
 
-def _lowered(kernel: Kernel, schedule: Schedule, to: Target, say: Callable[[str], None]) -> tuple[Kernel, Any]:
+def _lowered(lowered: Callable[[], Kernel], to: Target, say: Callable[[str], None]) -> tuple[Kernel, Any]:
     """The machine program and its text. What cannot be printed is refused here, before anything runs it."""
     say("passes")
-    machine = to_machine(kernel, schedule, to)
+    machine = lowered()
     say("CUDA text")
     return machine, to_cuda(machine, to)
 
@@ -210,7 +226,8 @@ def to_cuda(machine: Kernel, to: Target) -> Any:
         check_budget(machine, to)
         return print_cuda(machine, to)
 
-    return with_room(text, ops_of(machine))
+    with collector_off():
+        return with_room(text, ops_of(machine))
 
 
 def _build(kernel: Kernel, text: str, machine: Kernel, cuda: Any, to: Target,

@@ -1,4 +1,5 @@
-"""Room for walks that are as deep as a program's chains of ops are long: an unrolled loop of a spec makes chains of thousands.
+"""Room for walks that are as deep as a program's chains of ops are long: an unrolled loop of a spec makes chains of thousands. Quiet for
+passes that make tens of thousands of nodes.
 
 `with_room(fn, ops)` runs fn as it is for programs of ordinary size, and on a stack of its own for long ones, or where the caller's stack is
 full. Guaranteed: what does not fit even there is an FcError, never a RecursionError.
@@ -6,10 +7,11 @@ full. Guaranteed: what does not fit even there is an FcError, never a RecursionE
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ..errors import FcError
@@ -60,3 +62,27 @@ def with_room(fn: Callable[[], T], ops: int) -> T:
         raise FcError("compile/unsupported", "the program has longer chains of operations than can be followed", got=f"{ops} ops",
                       hint="a Python loop that unrolls into thousands of steps: make it a loop of the program, fc.loop(n)") from None
     raise result
+
+
+_off = threading.Lock()
+_holds = 0
+_was = True
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Python's garbage collector holds still: each of its runs looks at every object of the process (of torch's modules too), and what a
+    compilation makes is free when nothing refers to it. It goes on when the last thread has left, if it was on when the first one came."""
+    global _holds, _was
+    with _off:
+        if not _holds:
+            _was = gc.isenabled()
+            gc.disable()
+        _holds += 1
+    try:
+        yield
+    finally:
+        with _off:
+            _holds -= 1
+            if not _holds and _was:
+                gc.enable()

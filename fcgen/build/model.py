@@ -4,15 +4,15 @@ what they need of it. `choose` asks it of some hundreds of plans; what the passe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..backends.budget import Usage
 from ..backends.targets.rates import RATES, Rates
 from ..ir.registers import at_launch
 from ..ir.target import Target
 from ..passes.facts.warp_grid import spread
-from .workload import Dot, Workload, elements, size
+from .workload import Dot, Move, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
@@ -26,6 +26,11 @@ SECTOR, CROWD = 32, 0.15
 SCATTERED = 4.0
 #: how much more what a loop stores costs where no bulk copy writes it: part of a line by each lane, or an atomic for each number
 STRAY = 4
+#: rows of a tile outside of the tensor that bulk copies fill with zeros at no cost, and those that double their time
+FREE, OUTSIDE = 16, 48
+#: blocks of a cluster; multiprocessors that clusters leave idle, for each block after the first; clocks until their blocks have met, at
+#: its begin and end; bytes that the second level holds
+CLUSTERS, IDLE, MEET, NEAR = (2, 4), 4, 1000, 40 << 20
 #: clocks until warps that share rows of a tile have told each other what they found in theirs
 SHARED_ROWS = 300
 #: registers that an accumulator in flight, two iterations' left operands and what they are made of leave to others at least
@@ -42,8 +47,8 @@ MOVES = 3
 @dataclass(frozen=True)
 class Plan:
     """A candidate: tile sizes, warps, slots of rings, instructions, whether left operands that do not change stay in registers, how
-    many blocks share a loop, whether bulk copies bring the tiles of small matrix instructions, and how many blocks are to share a
-    multiprocessor."""
+    many blocks share a loop, whether bulk copies bring the tiles of small matrix instructions, how many blocks are to share a
+    multiprocessor, and the axis along which clusters of how many lie."""
 
     tiles: tuple[tuple[str, int], ...]
     warps: int
@@ -53,6 +58,7 @@ class Plan:
     parts: int = 1
     sent: bool = False
     blocks: int = 1
+    cluster: tuple[str, int] | None = None
 
     @property
     def bulk(self) -> bool:
@@ -121,17 +127,27 @@ class Model:
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
+            n /= self.share(p, move)
             l2 += n * max(1.0, SECTOR / row) * (STRAY if move.write and move.loops and move.shape and not bulk else 1)
             shared += n if move.shared else 0
         for table, rate in ((w.work, r.lanes), (w.slow, r.slow)):
             alu += sum(w.trips(loops, tiles) * elements(shape, tiles) * n for (shape, loops), n in table.items()) / rate
         return {"tensor cores": tensor, "shared memory": shared / r.shared, "arithmetic": alu,
-                "loads and stores": l2 / (r.bulk if p.bulk else r.l2)}
+                "loads and stores": l2 / self.far(p)}
+
+    def far(self, p: Plan) -> float:
+        """Bytes per clock of the second level."""
+        r = self.rates
+        return (r.burst if self.load.at_once(dict(p.tiles), r.sms) and not p.sent else r.bulk) if p.bulk else r.l2
+
+    def share(self, p: Plan, move: Move) -> int:
+        """How many blocks a tile is brought to at once."""
+        return p.cluster[1] if p.cluster and not move.write and len(move.shape) > 1 and p.cluster[0] not in move.shape else 1
 
     def estimate(self, p: Plan, usage: Usage | None = None) -> Estimate:
         """The grid's time on the busiest multiprocessor, with what the kernel needs as it was counted, or guessed."""
         w, r, tiles, times = self.load, self.rates, dict(p.tiles), self.times(p)
-        tensor, alu, far = times["tensor cores"], times["arithmetic"], r.bulk if p.bulk else r.l2
+        tensor, alu, far = times["tensor cores"], times["arithmetic"], self.far(p)
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
         times["arithmetic"] *= (side + 1.0) / side
@@ -141,6 +157,8 @@ class Model:
         groups = max(1.0, min(p.warps / 4, 2.0 if first else 4.0))
         work = max(tensor * (STEPPING if first else 1.0), (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
         chain = work + START
+        if far == r.burst:
+            times["loads and stores"] *= self.outside(p)
         alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
         across = [d for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1]
         alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in across)
@@ -156,10 +174,26 @@ class Model:
         own = (1.0 + w.covered(tiles)) / 2 if p.math == "wgmma" else 1.0  # warpgroups leave out rows outside
         per_sm = -(-programs // r.sms) if w.known() else max(1.0, programs / r.sms)
         bound = max(times, key=lambda k: times[k])
-        busy = times[bound] + (CROWD if blocks > 1 or p.math == "wgmma" else 2 * CROWD) * (sum(times.values()) - times[bound])
+        chain, busy = (x + (MEET if p.cluster else 0) for x in (chain, times[bound]))
+        busy += (CROWD if blocks > 1 or p.math == "wgmma" else 2 * CROWD) * (sum(times.values()) - times[bound])
         each = max(busy, chain / min(blocks, per_sm)) + alone
         return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
+
+    def clustered(self, p: Plan) -> Iterator[Plan]:
+        """The same plan in clusters, to which the second level sends once what their blocks share, where all blocks run at once. Clusters
+        leave multiprocessors idle, the larger the more; those of four wait for the slowest copy, which memory answers late."""
+        w, tiles = self.load, dict(p.tiles)
+        axes = [a for a in w.kernel.grid if any(w.axis(a.tile) in (d.rows, d.cols) for d in self.narrow)]
+        for a, n in ((a, n) for a in axes for n in CLUSTERS if len(axes) > 1 and w.count_of(a, tiles) % n == 0):
+            if w.at_once(tiles, self.rates.sms - IDLE * (n - 1)) and (n == 2 or w.read <= NEAR):
+                yield replace(p, cluster=(str(w.axis(a.tile)), n))
+
+    def outside(self, p: Plan) -> float:
+        """How much longer copies take for rows outside of tensors."""
+        tiles = dict(p.tiles)
+        rows = max(size(d.rows, tiles) for d in self.load.dots) * (1.0 - self.load.covered(tiles))
+        return 1.0 + max(0.0, rows - FREE) / OUTSIDE
 
     def _flying(self, p: Plan) -> bool:
         """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FcError, FcWarning, did_you_mean
+from ..errors import FcError, FcWarning, did_you_mean, warn
 from ..ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from ..ir.core import Kernel, Value, walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.sizes import is_made
 from ..ir.types import DType, Tensor
 from . import compiler
+from .later import Later
 
 if TYPE_CHECKING:
     from ..launch import Launcher
@@ -39,6 +38,22 @@ def by_name(owner: str, names: list[str], given: Sequence[Any], named: Mapping[s
     return {**out, **named}
 
 
+if TYPE_CHECKING:
+    from functools import cached_property as kept
+else:
+    class kept:
+        """functools.cached_property, without the lock that Python before 3.12 holds for all objects at once while one of them waits."""
+
+        def __init__(self, make):
+            self.make, self.__doc__ = make, make.__doc__
+
+        def __set_name__(self, owner, name):
+            self.name = name
+
+        def __get__(self, of, owner=None):
+            return self if of is None else of.__dict__.setdefault(self.name, self.make(of))
+
+
 class Program:
     """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile`, `machine` and `cuda` only run passes and the
     printer, `cubin` and a call run NVRTC (or find the result on disk).
@@ -55,6 +70,7 @@ class Program:
         self._narrowed: dict[Any, Program] = {}
         #: parameters that the spec can do without, and this program does
         self.absent: frozenset[str] = frozenset()
+        self._begun: Later[compiler.Built] | None = None
         #: compiled without a run in the simulator
         self.trust = False
         #: remarks are no warnings: whoever calls did not choose the schedule
@@ -93,7 +109,7 @@ class Program:
             raise FcError("compile/unsupported", f"{self.name} was built from machine IR and has no tile level")
         return self._source
 
-    @functools.cached_property
+    @kept
     def machine(self) -> Kernel:
         """The machine IR after all passes."""
         return compiler.to_machine(self._source, self.schedule, self.target)
@@ -108,11 +124,26 @@ class Program:
         compiler.lower(self.tile, self.schedule, self.target, trace=keep)
         return out
 
-    @functools.cached_property
+    def begin(self) -> Program:
+        """Compile beside what the caller does until it asks for `built`."""
+        if "built" not in self.__dict__ and self._begun is None:
+            self._begun = Later(self._build)
+        return self
+
+    @kept
     def built(self) -> compiler.Built:
-        build = lambda: compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        begun, self._begun = self._begun, None
+        built = begun.result() if begun is not None else self._build()
+        for kind, text in built.remarks:
+            if kind in TOLD and not self.quiet:
+                warn(FcWarning(text))
+        return built
+
+    def _build(self) -> compiler.Built:
+        build = lambda: compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress,
+                                       lowered=lambda: self.machine)
         try:
-            built = build()
+            return build()
         except FcError as e:
             if e.code != "compile/ptxas" or not (self.why and self.schedule.late):
                 raise
@@ -120,11 +151,7 @@ class Program:
             self.schedule, self.why = replace(self.schedule, late=(), tokens=False), (*self.why, "no dot runs late: ptxas serialised them")
             for made in ("machine", "_printed"):
                 self.__dict__.pop(made, None)
-            built = build()
-        for kind, text in built.remarks:
-            if kind in TOLD and not self.quiet:
-                warnings.warn(FcWarning(text), stacklevel=4)
-        return built
+            return build()
 
     @property
     def cuda(self) -> str:
@@ -133,7 +160,7 @@ class Program:
             return self.built.cuda_text
         return self._printed
 
-    @functools.cached_property
+    @kept
     def _printed(self) -> str:
         return compiler.to_cuda(self.machine, self.target).text
 
@@ -141,20 +168,20 @@ class Program:
     def cubin(self) -> bytes:
         return self.built.cubin
 
-    @functools.cached_property
+    @kept
     def ptx(self) -> str:
         from ..runtime.nvrtc import ptx_of
 
         return ptx_of(self.cuda, self.target.arch, name=self.name, options=compiler.NVRTC_OPTIONS, line_map=self.built.line_map)
 
-    @functools.cached_property
+    @kept
     def sass(self) -> str:
         """The machine code, disassembled (needs nvdisasm or cuobjdump: `pip install fcgen[sass]`)."""
         from ..runtime.cubin import sass
 
         return sass(self.cubin)
 
-    @functools.cached_property
+    @kept
     def resources(self) -> Any:
         """Registers, spills, stack and shared memory, read from the cubin; of shared memory also what a launch asks for."""
         from ..runtime.cubin import resources

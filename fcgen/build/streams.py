@@ -8,15 +8,14 @@ matrix instructions on tiles that bulk copies bring are among the plans: of 64 r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import product
 from math import prod
 
 from ..backends.budget import Usage
-from ..ir.core import walk
-from .model import START, STEP, Estimate, Model, Plan
-from .workload import elements, size
+from .model import MEET, START, STEP, Estimate, Model, Plan
+from .workload import elements
 
 #: clocks until memory answers, with all of it asked
 FAR = 2100
@@ -30,8 +29,6 @@ TELL, TOLD = 2500, 16
 UNEVEN = 0.8
 #: what it costs the memory that blocks ask for the same tile of its largest tensor at about the same time, for each after the first
 AGAIN = 0.5
-#: rows of a tile outside of the tensor that bulk copies fill with zeros at no cost, and those that double their time
-FREE, OUTSIDE = 16, 48
 #: how much of the other units' time comes on top of the busiest one's, and how much longer arithmetic takes that small products wait for
 BESIDES, COMPUTED = 0.05, 1.25
 #: slots of rings, blocks that share a multiprocessor, and blocks that share a loop: clusters of three or four leave multiprocessors idle
@@ -46,12 +43,9 @@ class Streams(Model):
         w = self.load
         if not (w.sums and w.known() and self.rates.memory and self.narrow):
             return False
-        read = {op.operands[0] for op in walk(w.kernel.body) if op.kind == "load" and len(op.result.type.shape) == 2}
-        dims = [[w.sizes.get(d, 0) if isinstance(d, str) else d for d in v.type.dims] for v in read]
-        self.bytes = sum(prod(n) * v.type.dtype.bytes for n, v in zip(dims, read))
         small = dict.fromkeys(w.names, 16)
         flop = w.programs(small) * sum(w.trips(d.loops, small) * 2 * elements((d.rows, d.cols, d.inner), small) for d in w.dots)
-        return 0 < flop < DENSE * self.bytes
+        return 0 < flop < DENSE * w.read
 
     def streaming(self, options: dict[str, list[int]]) -> Iterator[Plan]:
         for sizes in product(*options.values()):
@@ -62,6 +56,8 @@ class Streams(Model):
                         p = Plan(tuple(tiles.items()), warps, stages, math, True, parts, True, blocks)
                         if blocks * (self._smem(p) + 1024) <= self.target.smem_per_sm and self._whole(p):
                             yield p
+                            if blocks == parts == 1 and math == "wgmma":
+                                yield from self.clustered(p)
 
     def _whole(self, p: Plan) -> bool:
         """Do all blocks run at the same time, or does each have the whole loop? Those of a second turn begin with empty rings."""
@@ -74,32 +70,32 @@ class Streams(Model):
             times["arithmetic"] *= COMPUTED
         bound = max(times, key=lambda k: times[k])
         busy = times[bound] + BESIDES * (sum(times.values()) - times[bound])
-        outside = max(size(d.rows, tiles) for d in w.dots) * (1.0 - w.covered(tiles))
-        slow = 1.0 + max(0.0, outside - FREE) / OUTSIDE
+        slow = self.outside(p)
         units = times["tensor cores"], times["arithmetic"]
         work, chain = max(max(units) if p.math == "wgmma" else sum(units), times["shared memory"]), float(START)
         for loops in w.loops:
             trips = -(-w.count(loops[0], tiles) // p.parts) * prod(w.count(n, tiles) for n in loops[1:])
             loaded = [m for m in w.moves if m.loops == loops and not m.write and (m.shared or m.raw)]
-            brought = sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded)
+            brought = sum(elements(m.shape, tiles) * m.bits / 8 / self.share(p, m) for m in loaded)
             chain += trips * max(STEP + FAR / (p.stages - 1), brought / SENT, work / trips) * slow
         programs = w.programs(tiles) * p.parts
         per_sm = -(-programs // r.sms)
         beside = min(self._blocks(p, usage), per_sm)
         uneven = 1 + UNEVEN * (per_sm * r.sms / programs - 1)
-        memory = (self.bytes + AGAIN * self._again(tiles)) / (r.memory * r.sms) * uneven
+        memory = (w.read + AGAIN * self._again(p)) / (r.memory * r.sms) * uneven
         told = sum(elements(shape, tiles) * bits / 8 for shape, bits in w.sums) * (p.parts - 1) / TOLD + TELL if p.parts > 1 else 0.0
+        told += MEET if p.cluster else 0.0
         own = max(busy * per_sm + START / beside, chain / beside * per_sm)  # blocks side by side fill each other's beginnings and ends
         cycles = max(own, memory) + 0.1 * min(own, memory) + told
         limit = "memory" if memory > own else bound if busy >= chain / beside else "latency"
         return Estimate(cycles, limit, beside, times["tensor cores"] / cycles)
 
-    def _again(self, tiles: Mapping[str, int]) -> float:
+    def _again(self, p: Plan) -> float:
         """Bytes of the largest tensor that blocks ask for after others have."""
-        w, once, again = self.load, 0.0, 0.0
+        w, tiles, once, again = self.load, dict(p.tiles), 0.0, 0.0
         for m in w.moves:
             if not m.write and len(m.shape) > 1:
                 others = prod(w.count_of(a, tiles) for a in w.kernel.grid if a.tile > 1 and w.axis(a.tile) not in m.shape)
                 size_of = w.programs(tiles) / others * w.trips(m.loops, tiles) * elements(m.shape, tiles) * m.bits / 8
-                once, again = max((once, again), (size_of, size_of * (others - 1)))
+                once, again = max((once, again), (size_of, size_of * (others / self.share(p, m) - 1)))
         return again

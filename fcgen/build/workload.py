@@ -136,8 +136,9 @@ class Workload:
         return prod(self.count_of(a, tiles) for a in self.kernel.grid)
 
     def count_of(self, a: GridAxis, tiles: Tiles) -> int:
+        """(As many as one where there is nothing: for that is no launch, and any schedule does.)"""
         n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
-        return -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n
+        return max(1, -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n)
 
     def covered(self, tiles: Tiles) -> float:
         """The part of all rows of dots' tiles that lies inside of the grid's dimensions."""
@@ -152,6 +153,10 @@ class Workload:
     def known(self) -> bool:
         """Is the size of the grid known?"""
         return all(isinstance(a.dim, int) or a.dim in self.sizes for a in self.kernel.grid)
+
+    def at_once(self, tiles: Tiles, blocks: int) -> bool:
+        """Is it known that all programs, of a loop that only adds up, run at the same time?"""
+        return bool(self.sums) and self.known() and self.programs(tiles) <= blocks
 
     def registers(self, tiles: Tiles, threads: int, fragments: bool) -> float:
         """Of a thread, for the tiles that are alive together at the worst point. fragments: dots read their right operand into registers,
@@ -174,6 +179,12 @@ class Workload:
             return [(self.shape(v), v.type.dtype.bits) for v in shared_loop(self.kernel.body, 2).results]
         except FcError:
             return []
+
+    @cached_property
+    def read(self) -> int:
+        """Bytes of the tensors of which tiles are loaded, as far as their sizes are known."""
+        found = {op.operands[0] for op in walk(self.kernel.body) if op.kind == "load" and len(op.result.type.shape) == 2}
+        return sum(prod(self.sizes.get(d, 0) if isinstance(d, str) else d for d in v.type.dims) * v.type.dtype.bytes for v in found)
 
     def _by_element(self, v: Value) -> bool:
         """Does it follow from a loaded tile element by element?"""

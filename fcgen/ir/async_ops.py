@@ -30,6 +30,7 @@ from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
 MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
+MOST_PARTS = 32  # of a role's warps
 MOST_BOX = 256  # positions of a bulk copy along an axis
 #: named barriers but for the block's own, 0
 NAMED = whole(1, 15)
@@ -41,18 +42,29 @@ define("advance", "machine", "One tile further.", "cursor -> cursor", makes=lamb
        traits="position")
 
 
+_PARTS, _PART = whole(2, MOST_PARTS).maybe, whole(0, MOST_PARTS - 1).maybe
+
+
+def _check_part(op: Op) -> None:
+    bars, parts = op.operands[0].type, op.get("parts", 1)
+    need(bars.slots % parts == 0, f"{op.kind}: as many barriers for each part", f"a multiple of {parts}", bars)
+    need(op.get("part", 0) < parts, f"{op.kind}: one of its parts", f"below {parts}", op.get("part"))
+
+
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", "bars, cursor ->", effect="write",
        phases="pipelined synced", bytes=whole(0, MOST_BYTES), traits="position")
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's. block: on that of one block of the
-       cluster, which then sees what the warp stored there.""",
+       cluster, which then sees what the warp stored there. parts: barriers of as many equal parts of a role's warps lie behind each other;
+       a warp's is that of its part, or, for a role that is one thread, that of `part`.""",
        "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
-       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, traits="position")
+       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, parts=_PARTS, part=_PART, check=_check_part, traits="position")
 define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
        phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop). cluster: arrivals of
-       other blocks have published what these stored.""", "bars, cursor ->",
-       effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, traits="position")
+       other blocks have published what these stored. parts, part: as above.""", "bars, cursor ->",
+       effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, parts=_PARTS, part=_PART,
+       check=_check_part, traits="position")
 
 
 def _check_tma_load(op: Op) -> None:

@@ -28,7 +28,7 @@ META: dict[str, tuple[Attribute, str]] = {
     "target": (TEXT, "the target that the kernel was compiled for"),
     "aligned": (Attribute((tuple,), "lines of (NAME, 16, 16, ...)"), "what pointers and strides are multiples of (see `alignment`)"),
     "ranges": (Attribute((tuple,), "lines of (NAME, least, most, false)"), "which sizes and scalars it takes (see `ranges`)"),
-    "covers": (Attribute((tuple,), "lines of (NAME, axis, DIM)"), "which axes of tensors are as long as the grid (see `covers`)"),
+    "covers": (Attribute((tuple,), "lines of (NAME, axis, PLACE)"), "which places tensors must have (see `covers`)"),
     "remarks": (Attribute((tuple,), "lines of (KIND, TEXT)", lambda v: all([*map(type, x)] == [str, str] for x in v if type(x) is tuple)),
                 "what is worth knowing of the kernel, for people"),
     "until_loops": (every(_LOOP, 64), "loops that an output of `until` counts"),

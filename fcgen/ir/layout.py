@@ -271,11 +271,12 @@ class SmemLayout:
 def native_smem(cols: int, size: int, *holders: RegLayout, rows: int = 8) -> SmemLayout:
     """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. Where `rows`, which
     begin anywhere by themselves, are no whole periods of a swizzle: none, and the widest panel that a bulk copy moves at once. holders:
-    fragments whose warps' columns are to be whole panels, or whole fractions of one: then an element's place is a sum of its warp's, lane's
-    and register's."""
+    fragments whose warps' columns are to be whole panels, or whole fractions of one, if those can be swizzled: then an element's place is a
+    sum of its warp's, lane's and register's."""
     runs = [n for h in holders for f, n in h.weights(-1) if f.unit == "w"]
     wide = _widest_panel(cols, size, rows)
-    return _widest_panel(gcd(cols, *runs), size, rows) if any(n % wide.panel and wide.panel % n for n in runs) else wide
+    fitting = _widest_panel(gcd(cols, *runs), size, rows) if any(n % wide.panel and wide.panel % n for n in runs) else wide
+    return fitting if fitting.swizzle or not wide.swizzle else wide
 
 
 def _widest_panel(cols: int, size: int, rows: int) -> SmemLayout:

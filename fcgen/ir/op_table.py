@@ -144,7 +144,8 @@ class Signature:
             need(fits, f"{self.kind}: the fragment fits the stored tile", buffer.shape, shape)
         if (self.back or self.front)[-2:] == ("bars", "cursor"):
             bars, cursor = (v.type for v in op.operands[-2:])
-            need(bars.slots == cursor.slots, f"{self.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
+            each = bars.slots // (op.get("parts") or 1)
+            need(each == cursor.slots, f"{self.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
         if self.one_dtype:
             named = (*(self.named(tuple(v.type for v in op.operands)) or ()), *made)
             dtypes = [t.dtype for t in named if isinstance(t, (Tensor, Buffer, Frag))]

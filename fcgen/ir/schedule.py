@@ -25,7 +25,7 @@ MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}", "grid": 
 #: Fields that count: what they count, and which numbers are legal, in words and as a set.
 NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
-              frozenset(n for n in range(1, 2**16 + 1) if not n & (n - 1) or n % 16 == 0)),
+              {1, 2, 4, 8, *range(16, 2**16 + 1, 16)}),
     "warps": ("is the number of warps in a block", "1, 2, 4, 8, 12 or 16", (1, 2, 4, 8, 12, 16)),
     "stages": ("counts ring slots", "1 to 8; of a load that goes straight to registers, 0", range(9)),
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
@@ -82,7 +82,8 @@ class Schedule:
     touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops
     compute from loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands,
     ahead of the dots. parts: with copy "tma", so many blocks, a cluster, share the iterations of the program's loop, which does nothing but
-    add up; the first of them adds up what they found, always in the same order, and does what comes behind it.
+    add up; the first of them adds up what they found, always in the same order, and does what comes behind it. sender: with epilogue "tma",
+    a thread beside the one that copies starts the bulk stores of loops and waits for them: warps that compute stage a tile and go on.
     """
 
     tiles: Any = ()
@@ -118,6 +119,7 @@ class Schedule:
     early: Any = ()
     behind: Any = ()
     rolling: Any = ()
+    sender: bool = False
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         for name in given:

@@ -9,7 +9,7 @@ threads that wrote and a barrier.
 from __future__ import annotations
 
 from .access import Access
-from .async_ops import MOST_BOX
+from .async_ops import MOST_BOX, MOST_PARTS
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import in_runs
@@ -55,6 +55,7 @@ def _check_tma_store(op: Op) -> None:
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
     check_added(op)
+    need(op.get("part", 0) < parts, "tma_store: one of its parts", f"below {parts}", op.get("part"))
     wrong = refusal(Access.of(op), buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
@@ -62,10 +63,9 @@ def _check_tma_store(op: Op) -> None:
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
-       to the group that the thread's next `bulk_commit` closes.""", "tensor, *, slot ->", effect="write", one_dtype=True,
-       check=_check_tma_store,
-       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe,
-       reach=(1, 1, -1))
+       to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part.""",
+       "tensor, *, slot ->", effect="write", one_dtype=True, check=_check_tma_store, phases="selected synced", index=INDEX, guard=GUARD,
+       parts=whole(1, MOST_PARTS), part=whole(0, MOST_PARTS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, reach=(1, 1, -1))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", "->", effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all

@@ -22,7 +22,8 @@ class Instr:
     dtype: operand element type. a, b, c: register maps of one warp's operands, straight from the PTX tables (`RegLayout` of one
     instruction's tile). signature: the C++ parameter list of the wrapper; body: its statement, holding one inline-PTX
     instruction. effect: NumPy on arrays [lanes, regs] per operand ([warps, lanes, regs] where a warpgroup works together), returning the
-    result's. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
+    result's. needs: lowest compute capability (80 for sm_80). doc: the PTX section. ptx: the instruction's name there, of those that are
+    printed in chains.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Instr:
     effect: Callable[..., np.ndarray] | None = None
     needs: int = 80
     returns: str = "void"
+    ptx: str = ""
 
 
 @dataclass(frozen=True, eq=False)

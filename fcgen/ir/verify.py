@@ -29,7 +29,9 @@ NESTING = 200
 AXES = 8
 #: ops with rules about the kernel around them
 NAMED = having("named barrier")
-PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load", "st_shared", "sum_blocks"}
+#: ops that parts of a role's warps carry out each for itself
+PARTED = {"mbar_wait", "mbar_arrive", "tma_store"}
+PLACED = NAMED | PARTED | {"slot", "barrier", "syncwarp", "row_part", "tma_load", "st_shared", "sum_blocks"}
 #: (level, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
 Known = dict[tuple[Any, ...], dict[Any, Any]]
 
@@ -189,6 +191,11 @@ class Verifier:
         if op.kind in ("barrier", "syncwarp"):
             need(not self.lone, f"{op.kind}: a role that works on no fragments is one thread, and would wait for ever", "no barrier",
                  f"role {self.kernel.roles[self.number].name}")
+        if op.kind in PARTED and op.get("parts", 1) > 1:
+            need(self.lone or self.warps % op["parts"] == 0, f"{op.kind}: equal parts of the role's warps", f"a divisor of {self.warps}",
+                 op["parts"])
+            need(self.lone == ("part" in op.attrs), f"{op.kind}: one thread says which part is meant, and nobody else does",
+                 "part" if self.lone else "no part", op.get("part"))
         if op.kind in NAMED:
             self.named.see(op, self.number)
         elif op.kind == "row_part" and self.warps:

@@ -30,25 +30,28 @@ _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
 #: where S ahead alone has 545)
 _APART = {"early": "s", "behind": "dq", "rolling": "dv"}
+#: the same, and dQ is added up by a thread of its own (H200, bf16: D=64, causal, 16k: 578 TFLOP/s for 542; D=128, full, 4k: 647 for 628)
+_SENT = {**_APART, "sender": True}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"), _hopper(128, 128, 2, _TWO, behind="dq", early="s"),
-                   _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART), _hopper(96, 128, 2, _TWO, early="s"),
-                   _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"),
+                   _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART),
+                   _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"),
-                    _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO),
-                    _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+              128: (_hopper(64, 128, 2, _TWO, **_SENT), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
+                    _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
+                    _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
 #: the same where tiles of keys differ in work
-_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, **_APART), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
+_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_SENT),
+                _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 _KEYS = {64: (_hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),

@@ -50,7 +50,7 @@ class Row(NamedTuple):
         """Rows of as many scores as there are keys that the busiest multiprocessor works on. tiles: the grid without its row axis."""
         m = dict(self.schedule.tiles)["BLOCK_M"]
         waves = -(-tiles * -(-rows // m) // sms)
-        seen = 1.0 if self.masks == "none" else max(0.5, 1 - rows / 2 / keys)  # of the scores; the longest tiles come first
+        seen = 1.0 if self.masks == "none" else max(0.5, 1 - rows / 2 / max(1, keys))  # of the scores; the longest tiles first
         return m * max(1.0, seen * waves)
 
 

@@ -8,9 +8,11 @@ is to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tens
 
 from __future__ import annotations
 
+from typing import Any
+
 import fcgen as fc
 
-from ..lang.bounds import Bounds, Verdict, verdict
+from ..lang.bounds import Verdict, positions, verdict
 from .attention import Rows
 
 
@@ -85,14 +87,15 @@ def bounded_lists(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, q
     is looked at but those of tensors, each once for a block of rows."""
     b, h, r = fc.grid(Count.B, Count.H, Count.R)
     found = fc.var(0)
-    ends = lambda first, n, end: Bounds(first, fc.minimum(first + (n - 1), end - 1), n)
-    rows = ends(r * block[0], block[0], queries)
+    ends = lambda first, n, end, axis: positions(first, fc.minimum(first + (n - 1), end - 1), n, axis)
+    rows = ends(r * block[0], block[0], queries, "rows of a block")
     for blocks in fc.loop(fc.tile(List.C, "BLOCKS")):
-        cols = ends(blocks.index * block[1], block[1], keys)
-        seen = verdict(keep, b, h, rows, cols)
+        first = blocks.index * block[1]
+        cols = ends(first, block[1], keys, "keys of a block")
+        seen: Any = verdict(keep, b, h, rows, cols)
         if seen is None:
             raise fc.FcError("compile/unsupported", "what this mask says of blocks of positions is not known")
-        seen = seen & Verdict(blocks.valid, cols.lo + block[1] <= keys)  # one that hangs over is not whole
+        seen = seen & Verdict(blocks.valid, first + block[1] <= keys)  # one that hangs over is not whole
         seen = seen if shift is None else seen & (cols <= rows + shift)
         some = fc.where(seen.may, 1, 0)
         entries, which = blocks.again(), fc.cumsum(some) - 1 + blocks.start

@@ -120,6 +120,9 @@ def spread(handles: list[Handle]) -> tuple[list[Handle], tuple[Label, ...]]:
 
 def elementwise(name: str, *args: Any) -> Handle:
     """One op of the elementwise table, its operands brought to one dtype and to joint axes."""
+    of_blocks = next((a for a in args if hasattr(type(a), "among")), None)
+    if of_blocks is not None:  # `bounds`
+        return of_blocks.among(name, args)  # type: ignore[no-any-return]
     known = [a for a in args if isinstance(a, Handle)]
     kind = FNS[name].kind
     dtype = next((h.dtype for h in known if h.labels), known[0].dtype if known else f32 if kind == "float" else None)

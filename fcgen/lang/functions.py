@@ -214,7 +214,10 @@ def _reduction(name: str) -> Callable[..., Handle]:
             return x
         axis = _axis_of(x, axis)
         labels = tuple(l for i, l in enumerate(x.labels) if i != axis)
-        return Handle(current().emit("reduce", x.value, fn=name, axis=axis), labels)
+        out = Handle(current().emit("reduce", x.value, fn=name, axis=axis), labels)
+        if isinstance(along := x.labels[axis], Range):
+            current().folded[out.value] = along
+        return out
 
     fn.__name__ = name
     fn.__doc__ = f"The {name} along one axis (a number, or the range that the axis runs over); of axis=None, of all elements: a number."

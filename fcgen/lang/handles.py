@@ -98,7 +98,7 @@ class Handle(Named, Traced):
         if self._value is None:
             return "<unset variable>"
         t = self._value.type
-        axes = ", ".join(f"{label_name(l)}: {n}" for l, n in zip(self.labels, t.shape))
+        axes = ", ".join(str(n) if (name := label_name(l)) == str(n) else f"{name}: {n}" for l, n in zip(self.labels, t.shape))
         return f"<{t.dtype} [{axes}]>" if axes else f"<{t.dtype} scalar>"
 
     def to(self, dtype: DType | str) -> Handle:

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
-from ..errors import FcError, Loc, did_you_mean
+from ..errors import FcError, FcWarning, Loc, did_you_mean
 from ..ir.core import Block, Kernel, Role, Value
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from ..ir.verify import verify
@@ -19,6 +20,7 @@ from .handles import Handle
 from .mistakes import told
 from .naming import sites
 from .owners import shared_stores
+from .partial import in_parts
 from .ranges import Range
 from .tensors import TensorParam
 from .trace import Trace, mistake, shown, tracing
@@ -74,6 +76,8 @@ class Spec:
         """Tile IR for the tile sizes of a schedule, which names none in vain; and what it asks of the functions in the binding."""
         kernel, t = self._traced(tiles, binding)
         self._check_tiles(t)
+        for warning, loc in t.partial:
+            warnings.warn_explicit(warning, FcWarning, loc.file, loc.line)
         return kernel, t.captures.done()
 
     @functools.cached_property
@@ -124,6 +128,7 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, sig, body)
+        t.partial = tuple(in_parts(body, t.folded))
         for n, i in enumerate(t.ids):
             t.names.setdefault(i, f"i{n}")
         named = t.named(sites(body, t.told))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
 from typing import Any
 
-from ..errors import FcError, Loc
+from ..errors import FcError, FcWarning, Loc
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.rewrite import Builder
 from ..ir.types import Scalar, i32
@@ -85,6 +85,8 @@ class Trace:
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
     runs: dict[Value, Any] = field(default_factory=dict)  # tiles of positions that are a range's own -> the range
+    folded: dict[Value, Any] = field(default_factory=dict)  # reductions -> the range that they fold
+    partial: tuple[tuple[FcWarning, Loc], ...] = ()  # what of these hangs on the tile size
 
     def __post_init__(self) -> None:
         self.scope = Scope(Builder(), "kernel", 0, None)

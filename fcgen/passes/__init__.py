@@ -14,10 +14,42 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import ahead, alloc, alternate, at_use, behind, counted, early_launch, early_reads, overlap, select, sync, tidy, together
+from .machine import (
+    ahead,
+    alloc,
+    alternate,
+    at_use,
+    behind,
+    counted,
+    early_launch,
+    early_reads,
+    overlap,
+    select,
+    sender,
+    sync,
+    tidy,
+    together,
+)
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, factors, flatten, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
+from .tile import (
+    bind,
+    factors,
+    flatten,
+    from_end,
+    limits,
+    order,
+    pad,
+    parts,
+    ranges,
+    row_sums,
+    scale,
+    signs,
+    simplify,
+    skew,
+    split_loops,
+    totals,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("totals", totals.run, "what a loop adds to one place of memory is summed up, and added once behind it"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
+    Pass("signs", signs.run, "a loop that multiplies by a number of unknown sign is written twice, once for one above zero"),
     Pass("parts", parts.run, "blocks of a cluster share a loop that adds up, and one of them adds up what they found"),
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
     Pass("from_end", from_end.run, "tiles of the axes named in `from_end` are counted from the end: the ragged one comes first"),
@@ -66,6 +99,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
+    Pass("sender", sender.run, "with `sender`: a thread of its own starts the bulk stores of loops and waits for them"),
     Pass("counted", counted.run, "what a loop divides its index by is counted along"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),

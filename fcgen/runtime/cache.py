@@ -19,13 +19,12 @@ import os
 import stat
 import struct
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcgen.errors import FcError
+from fcgen.errors import FcError, warn
 
 _MAGIC, _FORMAT = b"FCGENENT", 1
 _HEAD = struct.Struct("<8sIQ32s")
@@ -141,8 +140,8 @@ def _warn_once(where: str, error: Exception) -> None:
     if where not in _warned:
         _warned.add(where)
         said = f"{error.message}, {error.got}" if isinstance(error, FcError) else str(error)
-        warnings.warn(f"fcgen keeps no compiled kernels: {where} cannot be used ({said}). Every process compiles its "
-                      "kernels again; set FCGEN_CACHE_DIR to a folder that only you can write to.", stacklevel=3)
+        warn(UserWarning(f"fcgen keeps no compiled kernels: {where} cannot be used ({said}). Every process compiles its "
+                         "kernels again; set FCGEN_CACHE_DIR to a folder that only you can write to."))
 
 
 class DiskCache:

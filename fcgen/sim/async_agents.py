@@ -70,13 +70,18 @@ class AsyncOps:
     def mbar_arrive(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         self.shared.sync_warp(self.number)  # one lane arrives for all: they meet before
         for rank in range(op["cluster"]) if op.get("cluster") else [op.get("block", self.rank)]:
-            barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1] - op.get("lag", 0))
+            barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1] - op.get("lag", 0), *self.part(op))
             self.sim.reach.touches(self, rank, op)  # type: ignore[arg-type]
             barrier.arrive(self, op, phase)  # type: ignore[arg-type]
         yield None
 
+    def part(self, op: Op) -> tuple[int, int]:
+        """How many parts have barriers of their own, and which one's is meant."""
+        parts = op.get("parts", 1)
+        return parts, op.get("part", self.warp * parts // self.role.warps)
+
     def mbar_wait(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        barrier, round_ = self.barriers.phase(args[0][0], args[1])
+        barrier, round_ = self.barriers.phase(args[0][0], args[1], *self.part(op))
         phase = round_ - op["lag"]
         if not barrier.passes(phase):
             yield Blocked(op, lambda: barrier.passes(phase), lambda: f"for the end of phase {phase}; {barrier.state()}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
-from ..ir.covers import covered
+from ..ir.covers import Grid, covered, needs
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
 from ..ir.types import Buffer, Tensor
@@ -232,10 +232,12 @@ class Draws:
                 out[d] += (out[self.rows[0]] - 64 * (1 + n // 6 % 2) + n // 3 % 2 - out[d]) % t
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
-        for name, axis, dim in covered(self.kernel):
-            own = next(p.type.dims[axis] for p in self.kernel.params if p.name == name)
-            if own in out and own not in self.given:
-                out[own] = max(out[own], out.get(str(dim), 0) if isinstance(dim, str) else dim)
+        grid = [(axis.name, axis.dim, axis.tile) for axis in self.kernel.grid]
+        for cover in covered(self.kernel):  # those that hang on scalars, which are drawn later, are the scalars' to keep
+            own = next(p.type.dims[cover[1]] for p in self.kernel.params if p.name == cover[0])
+            if own in out and own not in self.given and needs(cover) <= out.keys() >= {x[1] for x in grid if type(x[1]) is str}:
+                reach = Grid(grid, out).reach(cover)
+                out[own] = max(out[own], reach.most + 1 if reach is not None else 0)
         return {d: out[d] for d in self.dims}
 
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:

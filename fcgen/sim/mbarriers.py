@@ -55,13 +55,15 @@ class PhaseBarrier:
 
     @property
     def name(self) -> str:
-        return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "") + \
+        return self.sim.called.get(self.bars, "mbarrier") + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "") + \
             (f" of block {self.rank}" if len(self.sim.barriers) > 1 else "")
 
     def state(self) -> str:
-        copies = f"and {self.bytes} bytes to come" if self.bytes >= 0 else f"to come and {-self.bytes} bytes more than it was told of"
+        lacks = [f"{self.pending} of its {self.count} arrivals"] if self.pending else []
+        lacks += [f"{self.bytes} bytes"] if self.bytes > 0 else []
+        more = f" and has {-self.bytes} bytes more than it was told of" if self.bytes < 0 else ""
         came = f" ({crowd(sorted(self.here, key=lambda a: a.number))} came)" if self.here else ""
-        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals {copies}{came}"
+        return f"{self.name} is in phase {self.phase} and lacks {' and '.join(lacks) or 'nothing'}{more}{came}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
         self.sim.report(PROTOCOL, message, op, notes=[f"{who}: {describe(op)}", self.state()], key=(PROTOCOL, key, id(op)))
@@ -194,9 +196,11 @@ class Barriers:
         self.phases: dict[tuple[Value, int], PhaseBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
 
-    def phase(self, bars: Value, cursor: int) -> tuple[PhaseBarrier, int]:
-        """(barrier of the slot that a cursor is in, number of its phase)."""
-        round_, slot = divmod(cursor, bars.type.slots)
+    def phase(self, bars: Value, cursor: int, parts: int = 1, part: int = 0) -> tuple[PhaseBarrier, int]:
+        """(barrier of the slot that a cursor is in, of one of its parts; number of its phase)."""
+        slots = bars.type.slots // parts
+        round_, slot = divmod(cursor, slots)
+        slot += part * slots
         self.sim.coverage.passed(bars, cursor + 1)
         if (bars, slot) not in self.phases:
             self.phases[bars, slot] = PhaseBarrier(self.sim, bars, slot, self.rank)

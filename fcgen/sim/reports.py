@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import FcError, Loc
 from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.memory_map import shared_bytes
+from ..ir.text import value_names
 from ..ir.types import Buffer
 from .mbarriers import Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
@@ -104,7 +105,13 @@ class Reports:
         if left & right:
             return []
         pairs = [(x, y, shared_bytes(self.kernel, x, y)) for x in left for y in right]
-        return [f"{x.name} and {y.name} share bytes {at[0]} to {at[-1]} of shared memory (meta smem_offsets)" for x, y, at in pairs if at]
+        return [f"{self.called[x]} and {self.called[y]} share bytes {at[0]} to {at[-1]} of shared memory (meta smem_offsets)"
+                for x, y, at in pairs if at]
+
+    @cached_property
+    def called(self) -> dict[Value, str]:
+        """What the kernel's text calls a value: where two have one name, that is `tile` and `tile.1`."""
+        return value_names(self.kernel)
 
     @cached_property
     def rings(self) -> dict[Value, Value]:
@@ -181,7 +188,7 @@ class Reports:
         """`k[slot 1] row 3, column 16`: an element of a ring, by its byte."""
         t: Buffer = ring.type
         slot, inner = divmod(max(byte, 0), t.slot_bytes)
-        name = f"{ring.name or 'a buffer'}" + (f"[slot {slot}]" if t.slots > 1 else "")
+        name = self.called.get(ring, "a buffer") + (f"[slot {slot}]" if t.slots > 1 else "")
         rows, cols = t.shape if len(t.shape) == 2 else (1, t.shape[0])
         i, j = np.divmod(np.arange(rows * cols), cols)
         hit = np.nonzero(t.layout.address(t.shape, t.dtype.bytes, i, j) // t.dtype.bytes == inner // t.dtype.bytes)[0]

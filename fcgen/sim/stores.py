@@ -61,7 +61,7 @@ class StoreEngine:
         agent, shared, sim = self.agent, self.agent.shared, self.sim
         parts, buffer, (ring, base) = op["parts"], op.operands[-1].type, args[-1]
         rows, cols = buffer.shape
-        part = agent.warp * parts // agent.role.warps
+        part = op.get("part", agent.warp * parts // agent.role.warps)
         axis = int(op.get("across", False))
         along = slice(part * buffer.shape[axis] // parts, (part + 1) * buffer.shape[axis] // parts)
         own = (slice(None), along) if axis else (along, slice(None))
@@ -164,7 +164,7 @@ class StoreOps:
 
     def tma_store(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         agent: Any = self
-        if agent.warp * op["parts"] % agent.role.warps < op["parts"]:  # the first warp of its part
+        if op.get("part") is not None or agent.warp * op["parts"] % agent.role.warps < op["parts"]:  # the first warp of its part
             agent.stores.start(op, args)
         yield None
 

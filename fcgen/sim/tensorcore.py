@@ -57,17 +57,14 @@ class TensorCore:
         self.fenced = False
         self.touched: dict[int, np.ndarray] = {}  # registers that ordinary instructions accessed since the last wgmma_fence
         self.accumulators: dict[int, np.ndarray] = {}  # results of settle
-        self.busy: dict[int, np.ndarray] = {}  # registers of accumulators that were handed to wgmmas in flight
 
     # ---- registers ---------------------------------------------------------------------------------------------------
 
     def touch(self, op: Op, read: tuple[Value, ...], written: tuple[Value, ...], env: dict[Any, Any]) -> None:
-        """An ordinary instruction reads and writes registers."""
+        """An ordinary instruction reads and writes registers. (Those of an accumulator that is read again are copied for a wgmma, in front
+        of its fence: that one works on registers of its own.)"""
         for v in read:
-            x = env[v]
-            if id(x) in self.busy:
-                self.fault(op, f"{op.kind} touches an accumulator that a wgmma in flight works on", "busy")
-            self.touched[id(x)] = x
+            self.touched[id(env[v])] = env[v]
         for v in written:
             self.touched[id(env[v])] = env[v]
 
@@ -102,8 +99,6 @@ class TensorCore:
             self.read(op, view, part)
         job = Job(op, self.commits + 1, acc, left, a_at, b_at)
         job.lefts = ([left] if left is not None else []) + (acc.lefts if isinstance(acc, Job) else [])
-        if isinstance(acc, np.ndarray):
-            self.busy[id(acc)] = acc
         self.jobs.append(job)
         self.waiting.append(job)
         return job
@@ -218,7 +213,6 @@ class TensorCore:
         while self.waiting and self.waiting[0].group <= groups:
             self.run_next()
         self.jobs = [j for j in self.jobs if j.group > groups]
-        self.busy = {id(j.acc): j.acc for j in self.jobs if isinstance(j.acc, np.ndarray)}
         if groups > self.settled:
             self.settled = groups
             clock = self.agent.shared.clock

@@ -20,7 +20,7 @@ from ..ir.covers import check_covers, covered
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
-from ..ir.types import DTYPES, DType, Tensor, i1
+from ..ir.types import DTYPES, DType, Scalar, Tensor, i1, i32
 from .product import product
 from .tensors import add_at, coordinates, numbers_of, reached
 
@@ -85,11 +85,15 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
             limits.get(dim, Admitted(0, HIGHEST)).size(p.name, n)
             if want != n:
-                raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
+                what = "has the wrong shape" if isinstance(dim, int) else f"disagrees on the size of {dim}"
+                raise FcError("call/argument", f"argument `{p.name}` {what}", expected=f"[{', '.join(map(str, p.type.dims))}]"
+                              if isinstance(dim, int) else want, got=x.shape if isinstance(dim, int) else n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
-    sizes |= {p.name: int(memory[p.name]) for p in kernel.counts}
+    scalars = {p.name: int(memory[p.name]) for p in kernel.params if p.type == Scalar(i32)}
+    sizes |= {p.name: scalars[p.name] for p in kernel.counts}
     given = tuple(line for line in covered(kernel) if line[0] in memory)
-    check_covers(given, {p.name: p.type.dims for p in kernel.params if isinstance(p.type, Tensor)}, sizes)
+    grid = [(axis.name, axis.dim, axis.tile) for axis in kernel.grid]
+    check_covers(given, grid, {p.name: p.type.dims for p in kernel.params if isinstance(p.type, Tensor)}, {**scalars, **sizes})
     for p in kernel.params:
         if isinstance(p.type, Tensor) and p.name not in memory:
             shape = output_shape(kernel, p.name, sizes)

@@ -18,6 +18,9 @@ RNG = np.random.default_rng(5)
 SORTED = np.sort(RNG.integers(0, 6, N)).astype(np.int64)
 MIXED = RNG.integers(0, 6, N).astype(np.int32).repeat(40)[:N]  # in runs, in no order
 LENGTHS = np.array([400], np.int32)
+FLOATS = RNG.standard_normal(N).astype(np.float32).repeat(20)[:N]
+FLOATS[::7], FLOATS[40:60] = np.nan, np.nan
+FLAGS = np.repeat(RNG.integers(0, 2, N), 17)[:N].astype(np.uint8)
 
 #: name -> (mask, what it is in NumPy, whether its lists are exact)
 MASKS: dict[str, Any] = {
@@ -30,6 +33,16 @@ MASKS: dict[str, Any] = {
                         lambda i, j: (SORTED[i] < SORTED[j]) | (j // -7 >= abs(i - 200) - 50), False),
     "a few keys further on": (lambda b, h, i, j: SORTED[i + 3] == SORTED[2 + j // 2],
                               lambda i, j: SORTED[i + 3] == SORTED[2 + j // 2], False),
+    "documents, dilated": (masks.documents(MIXED[:M], MIXED) & masks.dilated(3),
+                           lambda i, j: (MIXED[i] == MIXED[j]) & ((i - j) % 3 == 0), False),
+    "neighbours": (masks.neighbourhood((10, 50), 6), lambda i, j: (abs(i // 50 - j // 50) <= 6) & (abs(i % 50 - j % 50) <= 6), False),
+    "products": (lambda b, h, i, j: (i * 3 - j * -2 < 400) | ((j - i) % -40 > -5), lambda i, j: (i * 3 + j * 2 < 400) | ((j - i) % -40 > -5), False),
+    "numbers of keys": (lambda b, h, i, j: (MIXED[j] * 3 % 4 == 1) & (fc.maximum(i, j) < 450),
+                        lambda i, j: (MIXED[j] * 3 % 4 == 1) & (np.maximum(i, j) < 450), False),
+    "what weighs more": (lambda b, h, i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), lambda i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), False),
+    "no numbers": (lambda b, h, i, j: ~(FLOATS[i] >= FLOATS[j]), lambda i, j: ~(FLOATS[i] >= FLOATS[j]), False),
+    "of one axis": (lambda b, h, i, j: (j - MIXED[j] > i) & (i.to(fc.f32) * 0.5 < 120.0),
+                    lambda i, j: (j - MIXED[j] > i) & (i * 0.5 < 120), False),
 }
 
 
@@ -59,11 +72,23 @@ def test_no_block_is_missing_and_none_is_called_whole(name: str, shift: int | No
 
 
 def test_masks_without_bounds_are_asked_about_every_element() -> None:
-    """A remainder has no rule; nor has a float, which may be no number, nor a sum of what tensors hold, which may wrap for one element and
-    not for the next."""
-    floats, small = SORTED.astype(np.float32), SORTED.astype(np.uint8)
-    for mask, one in ((masks.documents(SORTED), True), (masks.documents(SORTED) & masks.dilated(3), False),
-                      (lambda b, h, i, j: floats[i] == floats[j], False), (lambda b, h, i, j: small[i] == small[j], True),
-                      (lambda b, h, i, j: small[i] - small[j] > 1, False), (lambda b, h, i, j: j - SORTED[j] > i, False),
-                      (lambda b, h, i, j: abs(SORTED[j]) > 3, False), (lambda b, h, i, j: -SORTED[j] > i, False)):
+    """What tensors hold for rows and for keys has no sum, which may wrap for one element and not for the next; and a float of both axes is
+    rounded by each kernel as it likes."""
+    small = MIXED.astype(np.uint8)
+    for mask, one in ((masks.documents(SORTED), True), (masks.documents(SORTED) & masks.dilated(3), True),
+                      (lambda b, h, i, j: small[i] == small[j], True), (lambda b, h, i, j: abs(MIXED[j]) > 3, True),
+                      (lambda b, h, i, j: small[i] - small[j] > 1, False), (lambda b, h, i, j: j - MIXED[i] > i, False),
+                      (lambda b, h, i, j: (i - j).to(fc.f32) * 0.5 > 1.0, False), (lambda b, h, i, j: (i ^ j) > 5, False),
+                      (lambda b, h, i, j: (i - j) // j == 1, False)):
         assert (blocks._bounded(functions(mask=mask), "sm_90a", (128, 128), None) is not None) == one
+
+
+def test_a_condition_of_one_axis_is_known_exactly() -> None:
+    for name in ("what weighs more",):
+        mask, seen, _ = MASKS[name]
+        program = bounded_lists.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCKS": 16}, warps=2), check=False, keep=mask,
+                                        block=BLOCK, shift=None)
+        given = {"List": np.full((1, 1, 10, 30), -1, np.int32), "queries": M, "keys": N}
+        out = program.first.interpret(**given, **program.family.bound({"keep": mask})[1])
+        want = [c for c in range(30) if seen(0, np.arange(c * 16, min(c * 16 + 16, N))).any()]
+        assert [x // 2 for x in out["List"][0, 0, 3, :out["Count"][0, 0, 3]]] == want

@@ -32,6 +32,7 @@ def on_cpu(monkeypatch):
     for module in (forward, variants):
         monkeypatch.setattr(module, "_arch", lambda device, schedule=None: "sm_89")
     monkeypatch.setattr(Program, "launcher", property(Runs))
+    monkeypatch.setattr(Program, "begin", lambda program: program)
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(training, "_fits", lambda program: True)
     monkeypatch.setattr("fcgen.attend.variants._fits", lambda program: True)
@@ -147,11 +148,36 @@ def test_large_heads(d, e, on_cpu) -> None:
     agree(packed, [types.SimpleNamespace(grad=y.grad[0].transpose(0, 1)) for y in ys])
 
 
+def test_backward_programs_are_made_from_the_forward_call_on_and_once_more_where_that_failed(monkeypatch) -> None:
+    made, compiled, broken = [], training._compiled, [True]
+
+    def making(spec, arch, facts, functions):
+        made.append(spec.name)
+        if broken[0]:
+            raise FcError("compile/toolchain", "NVRTC is being installed")
+        return compiled(spec, arch, facts, functions)
+
+    for name in ("_programs", "_plans"):
+        monkeypatch.setattr(training, name, {})
+    monkeypatch.setattr(training, "_compiled", making)
+    xs = draw()
+    out = fc.attention(*xs)
+    begun = list(training._programs.values())
+    assert begun and all(isinstance(later._found.exception(60), FcError) for later in begun)
+    assert "backward" in made and len(made) == len(set(made))
+    with pytest.raises(FcError, match="being installed"):
+        out.sum().backward()
+    broken[0], ys, g = False, copies(xs), torch.randn(1, H, M, D)
+    fc.attention(*xs).backward(g.half())
+    exact(*ys)[0].backward(g.double())
+    agree(xs, ys)
+
+
 def test_heads_that_no_backward_program_fits_are_refused(monkeypatch) -> None:
     """Of 512 on 100 KB of shared memory: its key and value alone are 64 KB for 32 keys."""
     xs = [torch.randn(1, 1, 16, 512).half().requires_grad_() for _ in range(3)]
     monkeypatch.setattr("fcgen.attend.training._fits", lambda program: program.machine is not None)
-    monkeypatch.setattr(training, "_plain", training._plain.__wrapped__)
+    monkeypatch.setattr(training, "_programs", {})
     monkeypatch.setattr(training, "_plans", {})
     with pytest.raises(FcError, match="no tile of the backward pass") as said:
         fc.attention(*xs).sum().backward()

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pictures
+from benchmarks import page, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-FOLDER = re.search(r"\.\./(benchmarks/results/[\w.-]+)\)", TEXT)[1]  # type: ignore[index]
+FOLDERS = re.findall(r"\.\./(benchmarks/results/[\w.-]+)\)", TEXT.split("##")[0])
+RESULTS = page.Results(*(ROOT / folder for folder in FOLDERS))
 
 
 def test_the_page_is_of_the_result_files() -> None:
-    assert pictures.page(pictures.Results(ROOT / FOLDER), FOLDER) == TEXT, f"python -m benchmarks.pictures {FOLDER} docs"
+    assert page.page(RESULTS, *FOLDERS) == TEXT, f"python -m benchmarks.pictures {' '.join(FOLDERS)} docs"
+
+
+def test_of_files_of_one_name_the_last_folder_counts(tmp_path: Path) -> None:
+    for n, names in enumerate((("a.json", "b-1.json"), ("a.json", "b-2.json"))):
+        (tmp_path / str(n)).mkdir()
+        for name in names:
+            (tmp_path / str(n) / name).write_text(str(n))
+    found = page.Results(tmp_path / "0", tmp_path / "1")
+    assert found.read("a.json") == 1 and found.read("b-1.json") == 0 and found.names("b-*.json") == {"b-1.json", "b-2.json"}
+    assert found.has("a.json") and not found.has("c.json")
 
 
 def test_its_pictures_are_there() -> None:
@@ -25,12 +36,12 @@ def test_its_pictures_are_there() -> None:
 
 
 def test_the_race_is_of_36_cells() -> None:
-    race = pictures.Results(ROOT / FOLDER).race("fp16")
+    race = RESULTS.race("fp16")
     assert sum(map(len, race.values())) == 36 and all(0.5 < ratio < 2 for cells in race.values() for _, ratio, _ in cells.values())
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    pictures.main([str(ROOT / FOLDER), str(tmp_path)])
+    pictures.main([*(str(ROOT / folder) for folder in FOLDERS), str(tmp_path)])
     for name, words in (("race", "cuDNN"), ("variants", "soft-cap"), ("backward", "deterministic"), ("gemms", "SwiGLU")):
         assert words in (tmp_path / f"bench-{name}.svg").read_text(encoding="utf-8")

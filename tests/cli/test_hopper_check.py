@@ -81,9 +81,9 @@ EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
         r"later:   role main, warp \d: .*wgmma .*\(edited\.fc:\d+, attention\.py:25\)",
         r"hint: an mbarrier: who reads waits for `full`"]),
     "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/leftover", [
-        r"q_empty is in phase \d with [48] of 8 arrivals and 0 bytes to come \(role main, warps [\d, ]+ came\)", r"role main, warp \d: mbar_arrive "]),
+        r"q_empty is in phase \d and lacks [48] of its 8 arrivals \(role main, warps [\d, ]+ came\)", r"role main, warp \d: mbar_arrive "]),
     "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
-        r"k_full\[slot \d\] is in phase \d with 1 of 1 arrivals to come and 512 bytes more than it was told of",
+        r"k_full\[slot \d\] is in phase \d and lacks 1 of its 1 arrivals and has 512 bytes more than it was told of",
         r"role (load|main)", r"attention\.py:1\d"]),
     "a fence": (lambda t: without(t, "wgmma_fence", 0), "compile/unsupported", [r"wgmma: a wgmma_fence .* stands in front of it", r"edited\.fc:\d+"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),

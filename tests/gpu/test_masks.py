@@ -54,7 +54,8 @@ def cases(n: int = 1000) -> dict[str, Any]:
     lengths = gpu(np.array([n // 3, n], np.int32))
     ids = gpu(np.sort(rng.integers(0, 5, (2, n))).astype(np.int32))
     slopes, bias = gpu(rng.random(4).astype(np.float32)), gpu(rng.standard_normal((2, 1, n, n)).astype(np.float16))
-    sinks = gpu(np.array([0.5, -np.inf, 2.0, 30.0], np.float32))
+    sinks, heat = gpu(np.array([0.5, -np.inf, 2.0, 30.0], np.float32)), gpu(np.array([1.5, -0.7, 0.0, 3.0], np.float32))
+    weights = gpu(np.where(rng.random(n) < 0.1, np.nan, rng.random(n // 100 + 1).repeat(100)[:n]).astype(np.float32))
     return {
         "window and prefix": ({"mask": (masks.window(200, 0) | masks.prefix(70)) & masks.padding(lengths)},
                               {"seen": lambda b, h, i, j: (((j >= i - 200) & (j <= i)) | (j < 70)) & (j < lengths[b])}),
@@ -66,11 +67,14 @@ def cases(n: int = 1000) -> dict[str, Any]:
         "distances": ({"score": scores.alibi(slopes), "causal": "top_left"},
                       {"score": lambda s, b, h, i, j: s - slopes[h] * (i - j).abs(), "seen": lambda b, h, i, j: j <= i}),
         "sinks": ({"sinks": sinks, "causal": "top_left"}, {"sinks": sinks, "seen": lambda b, h, i, j: j <= i}),
+        "temperature": ({"score": scores.temperature(heat)}, {"score": lambda s, b, h, i, j: s * heat[h]}),
+        "what weighs more": ({"mask": fc.masks.Mask(lambda b, h, i, j: (weights[j] > 0.3) & (ids[b, i] * 3 % 4 <= ids[b, j] * 3 % 4))},
+                             {"seen": lambda b, h, i, j: (weights[j] > 0.3) & (ids[b, i] * 3 % 4 <= ids[b, j] * 3 % 4)}),
     }
 
 
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("name", ["window and prefix", "neighbourhood", "documents", "scores", "distances", "sinks"])
+@pytest.mark.parametrize("name", ["window and prefix", "neighbourhood", "documents", "scores", "distances", "sinks", "temperature", "what weighs more"])
 def test_variants(name: str, d: int) -> None:
     n = 1000
     q, k, v = tensors(2, 4, 2, n, n, d, d)

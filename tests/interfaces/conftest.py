@@ -38,5 +38,5 @@ def gradient_kernels(kernels, monkeypatch):
 
     monkeypatch.setattr(training, "_fits", lambda program: True)
     monkeypatch.setattr(training, "_families", {})
-    monkeypatch.setattr(training, "_plain", training._plain.__wrapped__)
+    monkeypatch.setattr(training, "_programs", {})
     return kernels

@@ -71,6 +71,7 @@ def interpreted(monkeypatch: Any) -> list[Program]:
     install(monkeypatch, Driver())
     real_torch(monkeypatch)
     monkeypatch.setattr(Program, "launcher", property(Interpreted))
+    monkeypatch.setattr(Program, "begin", lambda program: program)
     monkeypatch.setattr(variants, "_fits", lambda program: True)
     for module in (calls, packed, backward_plans):
         monkeypatch.setattr(module, "learn", lambda *_: None)

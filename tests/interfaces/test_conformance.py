@@ -243,6 +243,16 @@ def test_tests_that_need_the_same_kernels_are_units_and_groups_take_turns():
     assert sorted(len(unit) for unit in worker.order(tests, 5, alike)) == [2, 2]  # of each group as many
 
 
+def test_tests_that_want_a_gpu_of_their_own_are_a_sample_and_each_gpu_has_one_process_for_them(tmp_path):
+    tests = [(f"test_{f}[{n}]", f"test_{f}") for f in "ab" for n in range(80)]
+    chosen = [f for unit in worker.order(tests, 1, alone=("test_b",)) for _, f in unit]
+    assert chosen.count("test_a") == 80 and chosen.count("test_b") == 80 // worker.DEAR
+    suite = fleet.Suite("flash_attn", {"only": []}, tmp_path / "w")
+    suite.head = {"units": 2, "alone": 2}
+    suite.running = {0: (0, True), 1: (1, False)}
+    assert not suite.wants(0) and suite.wants(1)
+
+
 @pytest.mark.parametrize("name,first,second", [
     ("sdpa", "t_batch_size_1_seq_len_q_4_seq_len_k_8_head_dim_8_is_causal_True_scale0", "t_batch_size_8_seq_len_q_312_seq_len_k_4_head_dim_8_is_causal_True_scale_l1"),
     ("flex", "t_batch:2_head:4_seq_len:37_headdim:16_mode_default_cuda", "t_batch:2_head:4_seq_len:277_headdim:16_mode_max-autotune_cuda"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 
 import pytest
@@ -94,7 +93,7 @@ def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(laun
 def alone_here(monkeypatch):
     """Programs and plans of backward passes are this test's."""
     monkeypatch.setattr(training, "_plans", {})
-    monkeypatch.setattr(training, "_plain", functools.lru_cache(training._plain.__wrapped__))
+    monkeypatch.setattr(training, "_programs", {})
 
 
 BACKWARD = {"full": ({}, "qkv", False), "causal": ({"causal": "top_left"}, "qkv", False), "in order": ({}, "qkv", True), "of q alone": ({}, "q", False),

@@ -49,7 +49,7 @@ def test_what_stands_under_a_condition_may_be_shorter():
         fc.store(Y[h, rows], x)
 
     p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
-    assert not covered(p.tile)
+    assert not covered(p.tile)  # the condition says so
     x, w = np.ones((4, 8), np.float32), np.ones((2, 8), np.float32)
     np.testing.assert_allclose(p.simulate(X=x, W=w)["Y"].sum(axis=1), [16, 16, 8, 8])
 
@@ -57,10 +57,12 @@ def test_what_stands_under_a_condition_may_be_shorter():
 def test_what_must_be_as_long_is_a_line_of_the_machine_ir():
     machine = program(persistent="static").machine
     text = str(machine)
-    assert "meta covers = ((W, 0, H), (W, 0, 3))" in text and covered(from_text(text, "a.fc")) == (("W", 0, "H"), ("W", 0, 3))
-    for line in ("((W, 3, H), (W, 0, 3))", "((V, 0, H),)", "((W, 0, G),)", "((W, 0),)"):
+    some = ("lt", 0, ("floordiv", ("add", "N", 15), 16))  # where there is a tile of columns
+    line = "((W, 0, (at, 0), (lt, 0, (floordiv, (add, N, 15), 16))), (W, 0, 2, (lt, 0, (floordiv, (add, N, 15), 16))))"
+    assert f"meta covers = {line}" in text and covered(from_text(text, "a.fc")) == (("W", 0, ("at", 0), some), ("W", 0, 2, some))
+    for wrong in ("((W, 3, H),)", "((V, 0, H),)", "((W, 0, Z),)", "((W, 0),)", "((W, 0, (at, 7)),)", "((W, 0, (add, 1)),)", "((W, 0, (exp, 1)),)"):
         with pytest.raises(FcError, match="covers"):
-            from_text(text.replace("((W, 0, H), (W, 0, 3))", line), "a.fc")
+            from_text(text.replace(line, wrong), "a.fc")
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
@@ -81,3 +83,72 @@ def test_captured_tensors_that_are_loaded_as_tiles_are_long_enough(target, read,
         assert e.value.expected == want
     else:
         np.testing.assert_allclose(p.simulate(**given)["O"].astype(float), p.interpret(**given)["O"].astype(float), atol=2e-3)
+
+
+def placed(index):
+    """Rows of W at a place that is computed from the grid: index(h, i, W, step)."""
+    @fc.kernel
+    def spec(X: "f32[H, M]", W: "f32[G, M]", step: "i32", Y: "out f32[H, M]"):
+        h, rows = fc.grid(X.H, fc.tile(X.M, "BM"))
+        x = fc.var(fc.load(X[h, rows]))
+        for i in fc.loop(W.G):
+            x <<= x + fc.load(W[index(h, i, W, step), rows])
+        fc.store(Y[h, rows], x)
+
+    return spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+
+
+@pytest.mark.parametrize("index, heads, rows, step, wrong", [
+    (lambda h, i, W, step: h // 2, 6, 3, 0, ""),
+    (lambda h, i, W, step: h // 2, 7, 3, 0, "at least 4"),
+    (lambda h, i, W, step: h // step, 6, 2, 3, ""),
+    (lambda h, i, W, step: h // step, 6, 2, 2, "at least 3"),
+    (lambda h, i, W, step: h + step, 2, 3, 1, ""),
+    (lambda h, i, W, step: h + step, 2, 3, 2, "at least 4"),
+    (lambda h, i, W, step: h + step, 2, 3, -1, "positions from 0 on"),
+    (lambda h, i, W, step: h - h // 3 * 3, 9, 3, 0, ""),  # what intervals alone do not know
+    (lambda h, i, W, step: h % 4, 9, 3, 0, "at least 4"),
+    (lambda h, i, W, step: h % W.G, 9, 3, 0, ""),
+    (lambda h, i, W, step: W.G - 1 - i, 2, 3, 0, ""),
+    (lambda h, i, W, step: W.G - i, 2, 3, 0, "at least 4"),
+    (lambda h, i, W, step: i * 2 - i, 2, 3, 0, ""),
+    (lambda h, i, W, step: fc.minimum(h * 3, W.G - 1), 5, 2, 0, ""),
+    (lambda h, i, W, step: h * 3 + 5, 0, 2, 0, ""),  # of no programs
+    (lambda h, i, W, step: h * 3 + 5 + i, 2, 0, 0, ""),  # of no iterations
+    (lambda h, i, W, step: h * 3 + 5, 2, 0, 0, "at least 9"),  # the same in each, so that it is read in front of the loop
+])
+@pytest.mark.parametrize("run", ["interpret", "simulate"])
+def test_places_that_are_computed_lie_inside(run, index, heads, rows, step, wrong):
+    p = placed(index)
+    given = {"X": np.ones((heads, 8), np.float32), "W": np.ones((rows, 8), np.float32), "step": step}
+    if not wrong:
+        np.testing.assert_allclose(getattr(p, run)(**given)["Y"], 1 + rows * np.ones((heads, 8)))
+        return
+    with pytest.raises(FcError) as e:
+        getattr(p, run)(**given)
+    assert e.value.code == "call/argument" and e.value.expected == wrong and "reaches" in str(e.value)
+
+
+def test_the_empty_reach_no_place():
+    p = program()
+    for h, n in ((0, 8), (4, 0)):
+        x = {"X": np.ones((h, 8, n), np.float32), "W": np.ones((0, 8, n), np.float32)}
+        assert p.interpret(**x)["Y"].size == p.simulate(**x)["Y"].size == 0
+
+
+@pytest.mark.parametrize("run", ["interpret", "simulate"])
+@pytest.mark.parametrize("read, want", [
+    (lambda t: lambda s, b, h, i, j: s + t[h], "at least 4, the size of H"), (lambda t: lambda s, b, h, i, j: s + t[h // 2], ""),
+    (lambda t: lambda s, b, h, i, j: s + t[h + 1], ""),  # the next one, if there is one
+])
+def test_one_number_for_each_program_is_there_or_refused(run, read, want):
+    """As `fcgen.attention` refuses slopes that are fewer than its heads."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 4, 16, 16)).astype(np.float16) for _ in range(3))
+    p = attention.compile(target="sm_89", T=fc.f16, D=16, E=16, mask="none", score=read(np.ones(3, np.float32)), check=False)
+    if not want:
+        getattr(p, run)(Q=q, K=k, V=v, scale=0.25)
+        return
+    with pytest.raises(FcError, match="is too short") as e:
+        getattr(p, run)(Q=q, K=k, V=v, scale=0.25)
+    assert e.value.expected == want

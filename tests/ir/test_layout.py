@@ -229,3 +229,9 @@ def test_conflicts_are_found():
 def test_native_layouts_hold_whole_rows(cols, size):
     layout = native_smem(cols, size)
     assert cols % layout.panel == 0 and layout.panel * size <= max(128, cols * size)
+
+
+def test_a_panel_that_suits_no_warps_columns_stays_one_that_can_be_swizzled():
+    """48 columns over two warps are 24 each: panels of 24 could not be swizzled, and a wgmma could not read them."""
+    assert native_smem(48, 2, mma_c(64, 48, (4, 2))) == native_smem(48, 2) == SmemLayout(16, 0, 32)
+    assert native_smem(96, 2, mma_c(64, 96, (4, 2))) == SmemLayout(16, 0, 32)

@@ -14,7 +14,7 @@ import pytest
 import fcgen as fc
 from fcgen.backends.budget import check_budget
 from fcgen.ir.alignment import of_arguments
-from fcgen.ir.core import Block, walk_kernel
+from fcgen.ir.core import Block, walk, walk_kernel
 from fcgen.ir.layout import warp_grid
 from fcgen.sim.machine import check
 
@@ -96,6 +96,9 @@ CASES = {
     "early, both": ("by_rows", 64, hopper(64, 128, 2, early="s+dp", epilogue="direct"), {(8, 1), (4, 2)}),
     "behind": ("", 64, hopper(64, 128, 2, behind="dq"), {(8, 1), (4, 2)}),
     "behind and early": ("", 64, hopper(64, 128, 2, behind="dq", early="s"), {(8, 1), (4, 2)}),
+    "sender": ("", 64, hopper(64, 128, 2, behind="dq", early="s", sender=True), {(8, 1), (4, 2)}),
+    "sender, two slots": ("by_rows", 64, hopper(64, 128, 2, sender=True), {(8, 1), (4, 2)}),
+    "sender, one part": ("turned", 64, hopper(80, 128, 2, grid={"dq": (1, 1)}, sender=True), {(8, 1), (4, 1)}),
     "held operands": ("", 64, hopper(64, 128, 2, regs_a="s+dp"), {(8, 1), (4, 2)}),
     "ada": ("", 128, ada(32, 64, 8), {(4, 2), (2, 4)}),
     "ada rows": ("by_rows", 64, ada(32, 64, 4), {(4, 1), (2, 2)}),
@@ -164,6 +167,34 @@ def test_no_barrier_keeps_warpgroups_in_step_where_the_product_follows_behind(by
         kernel = replace(p.machine, roles=tuple(replace(r, body=without(r.body, wait)) for r in p.machine.roles))
         with pytest.raises(fc.FcError, match="sim/"):
             check(kernel, args, p.target)
+
+
+@pytest.mark.parametrize("name", ["sender", "sender, two slots"])
+def test_warps_that_compute_start_no_store_of_a_loop_where_there_is_a_sender(name, by_columns):
+    """They meet at no barrier either; each wait and arrival of the channel is one that a race or a deadlock shows to be missing."""
+    p, args, _ = case(name, by_columns, "sm_90a", (410, 128))
+    send, main = p.machine.roles[1:]
+    assert [r.warps for r in p.machine.roles] == [2, 2, 8] and send.name == "send"
+    assert not any(o.kind == "tma_store" for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0]))
+    assert "barrier" not in [o.kind for o in iteration(p)] or name != "sender"
+    loop = next(o.regions[0].ops for o in walk(send.body) if o.kind == "for")
+    faults = [o for o in (*loop, *iteration(p)) if o.kind == "bulk_wait" or (o.kind in ("mbar_wait", "mbar_arrive") and
+                                                                           o.operands[0].name.startswith(("dq_tile", "sums_tile")))]
+    assert len(faults) == 8
+    for fault in faults:
+        kernel = replace(p.machine, roles=tuple(replace(r, body=without(r.body, fault)) for r in p.machine.roles))
+        with pytest.raises(fc.FcError, match="sim/"):
+            check(kernel, args, p.target)
+
+
+@pytest.mark.parametrize("more, why", [({"epilogue": "quad"}, "goes with other fields"), ({"persistent": "static"}, "goes with other fields"),
+                                       ({"epilogue": "tma", "spec": "rows"}, "no loop stores")])
+def test_a_sender_that_has_nothing_to_send_is_refused(more, why, by_columns):
+    from fcgen.kernels.backward import backward
+    more = dict(more)
+    absent = {"dQ": None} if more.pop("spec", None) else {}
+    with pytest.raises(fc.FcError, match=why):
+        backward.compile(target="sm_90a", T=fc.f16, D=64, E=64, schedule=hopper(64, 128, 2, sender=True, **more), **absent).machine  # noqa: B018
 
 
 def without(block, op):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from fcgen.cli.console import report
 from fcgen.errors import FcError
 from fcgen.ir.parse import parse_kernel
 from fcgen.kernels.schedules import TABLES, pick, shipped
+from fcgen.runtime import nvrtc
 from fcgen.sim import trial
 
 
@@ -49,6 +51,62 @@ def test_the_text_is_printed_without_a_compiler_and_is_what_is_compiled(tried: l
         without.setattr(compiler, "build", lambda *_, **__: pytest.fail("to be read, a text needs no compiler"))
         text = program.cuda
     assert "__global__" in text and not tried and program.built.cuda_text == text == program.cuda
+
+
+def test_it_is_tried_while_it_is_compiled(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, compile_cuda = threading.Event(), nvrtc.compile_cuda
+
+    def compiled(*args: object, **named: object) -> object:
+        compiling.set()
+        return compile_cuda(*args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nvrtc, "compile_cuda", compiled)
+    monkeypatch.setattr(trial, "run_trials", lambda *_: compiling.wait(60) or pytest.fail("NVRTC waits for the simulator"))
+    assert rows().cubin
+
+
+def test_what_the_simulator_finds_is_raised_and_nothing_runs_on(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where NVRTC has something to say as well."""
+    def wrong(*_: object, **__: object) -> None:
+        raise FcError("sim/race", "two warps")
+
+    def refused(*_: object, **__: object) -> None:
+        raise FcError("compile/nvrtc", "a mistake of the printer")
+
+    monkeypatch.setattr(nvrtc, "compile_cuda", refused)
+    with pytest.raises(FcError, match="mistake of the printer"):
+        _ = rows(check=True).cubin
+    monkeypatch.setattr(trial, "run_trials", wrong)
+    before = threading.active_count()
+    with pytest.raises(FcError, match="two warps"):
+        _ = rows(check=True, schedule={"copy": "scalar"}).cubin
+    assert threading.active_count() == before
+
+
+def test_what_someone_wrote_is_tried_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise FcError("sim/race", "two warps")
+
+    monkeypatch.setattr(trial, "run_trials", wrong)
+    monkeypatch.setattr(nvrtc, "compile_cuda", lambda *_, **__: pytest.fail("compiled"))
+    with pytest.raises(FcError, match="two warps"):
+        compiler.build(parse_kernel(str(rows().machine)), fc.Schedule(), compiler.target("sm_89"), cache=False)
+
+
+def test_what_was_begun_is_waited_for_and_told_where_it_is_asked_for(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = rows().begin()
+    assert program.begin().built is program.built and tried == ["row_softmax"]
+    monkeypatch.setattr(nvrtc, "compile_cuda", lambda *_, **__: pytest.fail("compiled again"))
+    assert rows().begin().built.cached
+
+    def wrong(*_: object, **__: object) -> None:
+        raise FcError("sim/race", "two warps")
+
+    monkeypatch.setattr(trial, "run_trials", wrong)
+    other = rows(check=True, schedule={"copy": "scalar"}).begin()
+    for _ in range(2):
+        with pytest.raises(FcError, match="two warps"):
+            _ = other.built
 
 
 def test_it_can_be_left_out(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +148,9 @@ def test_the_librarys_own_schedules_are_not_tried(tried: list[str]) -> None:
 def test_spills_are_said_when_a_kernel_is_compiled(tried: list[str]) -> None:
     spec = SPECS["gated"]
     program = spec.spec.compile(target="sm_80", schedule=fc.Schedule(tiles=spec.tiles[0], stages=1, min_blocks=7), **spec.binding)
-    with pytest.warns(fc.FcWarning, match="gated has more values than registers: .* smaller Schedule.tiles"):
+    with pytest.warns(fc.FcWarning, match="gated has more values than registers: .* smaller Schedule.tiles") as told:
         built = program.built
+    assert told[0].filename == __file__, "it points to who asked for the kernel"
     assert [kind for kind, _ in built.remarks] == ["spills"]
     assert program.resources.spills and "has more values than registers" in report(program)
 

@@ -3,6 +3,7 @@ simulator."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import fcgen as fc
 from fcgen.build.program import Program
 from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
-from fcgen.kernels.schedules import TABLES, pick
+from fcgen.kernels.schedules import TABLES, choose, pick
 from fcgen.sim.machine import simulate
 from tests.sim.cases import EVERYTHING
 
@@ -66,3 +67,11 @@ def test_each_is_silent_in_the_simulator_and_right(arch: str, math: str, d: int,
                 np.asarray(result.outputs["O"][:, :, rows], np.float64), want[:, :, rows], atol=2e-2 if d % 32 else 3e-3
             )
             np.testing.assert_allclose(result.outputs["LSE"][:, :, rows], lse[:, :, rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90", "sm_90a"])
+def test_there_is_one_where_there_are_no_keys_or_rows(arch: str) -> None:
+    found = {choose(arch, (b, 6, rows, head), (b, 6, keys, head), value, mask, 132, positive).schedule
+             for b, rows, keys in itertools.product((0, 1, 2), (0, 1, 4096, 8175), (0, 1, 8000)) for head, value in ((64, 64), (64, 256), (128, 128))
+             for mask in ("none", "causal_bottom_right", "part") for positive in (True, False)}
+    assert found and all(isinstance(s, fc.Schedule) for s in found)

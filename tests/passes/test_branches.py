@@ -168,3 +168,29 @@ def test_a_side_may_be_one_number_for_the_whole_tile(target: str) -> None:
     want, _ = attention_reference(q[:, :1], k[:, :1, :70], v[:, :1, :70], scale=0.3)
     np.testing.assert_allclose(np.asarray(got[:, :1], np.float64), want, atol=3e-3)
     assert not np.asarray(got[:, 1]).any()
+
+
+def test_a_condition_of_all_tiles_or_none_is_asked_by_itself() -> None:
+    """Neighbours on a grid: columns are near in all tiles or in none, lines in a range of tiles. Most tiles ask about columns alone."""
+    def program(mask: Any, split: str) -> Any:
+        schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, warps=4, **HOPPER, split=split)
+        return attention.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=32, E=32, keep=mask, lazy=2.0, LSE=None)
+
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((1, 1, 200, 32)).astype(np.float16) for _ in range(3))
+    i, j = np.arange(200)[:, None], np.arange(200)
+    for radius in ((2, 3), (3, 20), (20, 4), (30, 30)):
+        mask = fc.masks.neighbourhood((13, 16), radius)
+        one, two = (program(mask, split) for split in ("branch", "loops"))
+        main = one.first.machine.roles[-1].body
+        (loop,) = [o for o in walk(main) if o.kind == "for" and masking(walk(o.regions[0]))]
+        tests = [sum(x.kind in ("lt", "gt") and len(x.result.type.shape) == 2 for x in o.regions[0].ops)
+                 for o in loop.regions[0].ops if o.kind == "if" and masking(o.regions[0].ops)]
+        assert tests == [2, 2]
+        held = lambda p, mask=mask: p.family.bound({"keep": mask})[1]
+        seen = (abs(i // 16 - j // 16) <= radius[0]) & (abs(i % 16 - j % 16) <= radius[1])
+        s = np.where(seen, np.einsum("id,jd->ij", q[0, 0].astype(float), k[0, 0].astype(float)) * 0.3, -np.inf)
+        w = np.exp(s - s.max(1, keepdims=True))
+        out = one.first.simulate(Q=q, K=k, V=v, scale=0.3, **held(one))["O"]
+        np.testing.assert_allclose(out[0, 0].astype(float), w / w.sum(1, keepdims=True) @ v[0, 0], atol=3e-3)
+        np.testing.assert_array_equal(out, two.first.simulate(Q=q, K=k, V=v, scale=0.3, **held(two))["O"])

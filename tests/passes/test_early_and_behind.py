@@ -53,3 +53,21 @@ def test_products_of_other_instructions_do_not_run_ahead_or_behind(field):
     with pytest.raises(fc.FcError) as caught:
         assert compiled(False, math="mma", **{field: "dx"}).machine
     assert caught.value.message == f"Schedule.{field} has no effect: %dx waits for its result"
+
+
+def test_products_ahead_of_claimed_tiles_are_refused():
+    """A kernel of the backward pass once gave a wrong sum so; nobody knows why."""
+    with pytest.raises(fc.FcError, match="not known to be right") as caught:
+        assert compiled(False, early="s", persistent="dynamic").machine
+    assert caught.value.code == "compile/schedule"
+    assert compiled(False, early="s", persistent="static").machine
+
+
+@pytest.mark.parametrize("fields, says", [
+    ({"late": "dy", "early": "s"}, "Schedule.early: %s is issued an iteration ahead already, where %dy runs late"),
+    ({"late": "dy", "rolling": "dy"}, "Schedule.rolling: %dy runs late: its left operand is made an iteration before"),
+    ({"late": "dx", "behind": "dx"}, "Schedule.behind: %dx runs late: it is an iteration behind")], ids=str)
+def test_what_late_leaves_no_room_for_is_said_to_be_its(fields, says):
+    with pytest.raises(fc.FcError) as caught:
+        assert compiled(True, **fields).machine
+    assert caught.value.code == "compile/schedule" and says in str(caught.value) and "fc.dot" in str(caught.value)

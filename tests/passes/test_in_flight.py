@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.schedule_pairs import SPECS, unlike
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.sim.machine import simulate
+from fcgen.sim.trial import random_inputs
 
 
 @fc.kernel
@@ -55,7 +57,7 @@ def lowered(**fields):
 
 
 @pytest.mark.parametrize("m", [1, 65, 130])
-@pytest.mark.parametrize("fields", [{"behind": "p"}, {"behind": "r", "early": "s"}, {"early": "s", "stages": 1, "persistent": "dynamic"}])
+@pytest.mark.parametrize("fields", [{"behind": "p"}, {"behind": "r", "early": "s"}, {"early": "s", "stages": 1, "persistent": "static"}])
 def test_products_an_iteration_ahead_or_behind(fields, m):
     rng = np.random.default_rng(m)
     args = {n: (rng.standard_normal((k, 64)) / 4).astype(np.float16) for n, k in (("X", m), ("W", 70), ("U", 70))}
@@ -100,3 +102,38 @@ def test_a_carried_accumulator_is_read_in_front_of_what_is_in_flight():
     kinds = next(kinds for kinds in loops if "wgmma" in kinds)
     assert kinds.index("cast") < kinds.index("wgmma_fence") and kinds.count("settle") == 3
     assert p.cubin
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("early", ["g", "g+r"])
+def test_behind_a_loop_slots_are_let_go_when_the_products_it_left_in_flight_are_done(early, stages):
+    """Its last iteration stands behind the loop, and begins with the arrival for the tile of the product that the loop issued last."""
+    spec = SPECS["gated"]
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 32}, math="wgmma", copy="tma", stages={"u": stages}, early=early)
+    p = spec.spec.compile(target="sm_90a", schedule=schedule, check=False, **spec.binding)
+    for n in (32, 100):
+        assert unlike(p, random_inputs(p.machine, {"M": 70, "N": n}), 1e-2) == ""
+
+
+@fc.kernel
+def from_one(X: T[M, D], W: T[V, D], U: T[V, D], Y: "out f32[M, V]", Z: "out f32[M, V]", O: "out f32[M, V]"):
+    """Two products start from one tile, which is read while they run."""
+    rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(W.V, "BV"))
+    x = fc.load(X[rows])
+    s = fc.dot(x, fc.load(W[cols]).T)
+    y, z = s + fc.dot(x, fc.load(U[cols]).T), s + fc.dot(x * 2.0, fc.load(U[cols]).T)
+    o = s * 2.0
+    fc.store(Y[rows, cols], y)
+    fc.store(Z[rows, cols], z)
+    fc.store(O[rows, cols], o)
+
+
+def test_a_tile_that_products_start_from_is_still_there():
+    """A wgmma that adds to what is read again works on a copy."""
+    rng = np.random.default_rng(0)
+    x, w, u = (rng.standard_normal((64, 64)).astype(np.float16) for _ in range(3))
+    schedule = fc.Schedule(tiles={"BM": 64, "BV": 64}, warps=4, math="wgmma", copy="tma")
+    p = from_one.compile(target="sm_90a", T=fc.f16, D=64, schedule=schedule, check=False)
+    got, (s, t) = p.simulate(X=x, W=w, U=u), (x.astype(float) @ y.astype(float).T for y in (w, u))
+    for name, want in (("Y", s + t), ("Z", s + 2 * t), ("O", 2 * s)):
+        np.testing.assert_allclose(got[name], want, atol=2e-3)

@@ -82,3 +82,32 @@ def test_masked_tiles_have_no_loop_where_there_is_one_at_most(columns, masked):
         x, w, u = (rng.integers(-2, 3, (n, 16)).astype(np.float16) for n in (rows, words, words))
         s = np.tril(x.astype(np.float64) @ w.astype(np.float64).T)
         np.testing.assert_allclose(p.simulate(X=x, W=w, U=u)["Y"], s @ u.astype(np.float64), atol=1e-2)
+
+
+@fc.kernel
+def carrying(X: T[M, D], W: T[V, D], U: T[V, E], Y: "out f32[M, E]", *, scale: f32, kind="tile", down=False):
+    """What a late product meets is changed behind it, by what is not late."""
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    x = fc.load(X[rows])
+    m, acc, t = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, U.E)), fc.var(fc.zeros(rows, U.E) + scale)
+    c, e = fc.var(scale), fc.var(scale)
+    for words in fc.loop(fc.tile(W.V, "BLOCK_V"), descending=down):
+        s = fc.where(words.valid, fc.dot(x, fc.load(W[words]).T) * 0.2, 0.0)
+        factor = {"tile": t, "number": c, "older": e}[kind]
+        acc <<= acc * factor + fc.dot(s.to(U.dtype), fc.load(U[words])) * (1.0 if kind == "older" else factor)
+        m <<= fc.max(s, axis=1)
+        t <<= t * 0.5 + m * 0.25
+        e <<= c * 0.5
+        c <<= c * 0.75 + e
+    fc.store(Y[rows], acc)
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("kind", ["tile", "number", "older"])
+def test_late_dots_meet_what_was_carried_into_their_own_iteration(kind, down):
+    schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_V": 16}, warps=4, math="wgmma", copy="tma", late="acc", stages=2)
+    p, rng = carrying.compile(target="sm_90a", T=fc.f16, D=16, E=16, kind=kind, down=down, schedule=schedule, check=False), np.random.default_rng(0)
+    for words in (1, 16, 17, 40):
+        x, w, u = (rng.standard_normal((n, 16)).astype(np.float16) for n in (64, words, words))
+        given = {"X": x, "W": w, "U": u, "scale": 0.5}
+        np.testing.assert_allclose(p.simulate(**given)["Y"], p.interpret(**given)["Y"], atol=2e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import sys
@@ -23,7 +24,7 @@ SIZES = (128, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4)
 FACTS = Facts("k", "sm_90a", 128, 1024, (
     ("X", "tensor", "f16", ("B", "M", 64), ()), ("Y", "tensor", "f16", ("B", "M", 64), ("out",)), ("Z", "tensor", "f32", ("N",), ()),
     ("scale", "scalar", "f32", (), ("positive",)), ("n", "scalar", "i32", (), ())), FLAT, (("b", "B", 1, 1), ("m", "M", 64, 1)), "dynamic", True,
-    ranges=(("n", -5, 10), ("M", 0, 4096)), aligned=(("X", 16, 16, 16), ("Y", 16, 16, 16), ("Z", 4)), covers=(("Z", 0, "B"), ("Z", 0, 2)))
+    ranges=(("n", -5, 10), ("M", 0, 4096)), aligned=(("X", 16, 16, 16), ("Y", 16, 16, 16), ("Z", 4)), covers=(("Z", 0, ("at", 0)), ("Z", 0, 1)))
 
 
 @pytest.fixture
@@ -157,3 +158,21 @@ def test_a_failed_launch_gives_its_block_back(fake, monkeypatch):
     with pytest.raises(FcError, match="describing argument"):
         bad(*tensors(), 0.5, 1)
     assert len(fake.launches) == 1 and len(bad.__globals__[next(n for n in bad.__globals__ if n.startswith("_free"))]) == free
+
+
+def test_places_that_hang_on_sizes_and_scalars_are_asked_for(fake, monkeypatch):
+    place = ("floordiv", ("at", 0), "n")
+    facts = dataclasses.replace(FACTS, covers=(("Z", 0, place),))
+    monkeypatch.setitem(globals(), "FACTS", facts)
+    launcher, straight = both()
+    names = ("X", "Y", "Z", "scale", "n")
+    for batch, z, n in ((6, 3, 2), (7, 3, 2), (7, 3, 3), (7, 3, 2)):
+        given = (*tensors(batch=batch, z=(z,)), 0.5, n)
+        fits = (batch - 1) // n < z
+        assert straight(*given) == ("launched" if fits else None)
+        if fits:
+            launcher(dict(zip(names, given)), 7)
+            continue
+        with pytest.raises(FcError, match="axis 0 of argument `Z` is too short") as e:
+            launcher(dict(zip(names, given)), 7)
+        assert e.value.hint == "a program reaches Z there at b // n"

@@ -255,12 +255,12 @@ def _forget_left(kernel: Kernel) -> Iterator[Mutant]:
 
 @_fault("touch-accumulator")
 def _touch_accumulator(kernel: Kernel) -> Iterator[Mutant]:
-    """An ordinary instruction reads an accumulator right after a wgmma was given it."""
+    """An ordinary instruction reads an accumulator between the fence and the wgmma that is given it."""
     def edit(op: Op) -> tuple[Op, ...] | None:
         if accumulator(op) is None or isinstance(op.operands[2].type, Pending):
             return None
         acc = op.operands[2]
-        return op, Op("add", (acc, acc), (Value(acc.type, "touched"),), loc=op.loc)
+        return Op("add", (acc, acc), (Value(acc.type, "touched"),), loc=op.loc), op
 
     return _change(kernel, "wgmma", edit)
 

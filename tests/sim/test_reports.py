@@ -64,6 +64,13 @@ def test_buffers_that_share_bytes_are_named():
     assert not any("share bytes" in n for e in run(kernel)[0].reports for n in e.notes)
 
 
+def test_buffers_of_one_name_are_told_apart_as_the_text_does():
+    kernel, _ = edited(("(0, 8192, 16384, 16392)", "(0, 0, 16384, 16392)"), ("smem %b:", "smem %a.1:"), ("%2, %b, %full", "%2, %a.1, %full"),
+                       ("wgmma %a, %b {", "wgmma %a, %a.1 {"))
+    e = first(kernel, "sim/race")
+    assert any(n.startswith(("a and a.1 share", "a.1 and a share")) for n in e.notes), e.notes
+
+
 @pytest.mark.parametrize("old, new, kind", [("  mbar_arrive %empty, %c\n", "  mbar_arrive %empty, %c\n  mbar_arrive %empty, %c\n", "mbar_arrive"),
                                             ("bytes = 16384", "bytes = 16400", "mbar_wait")])
 def test_an_op_without_a_line_has_that_of_its_channel(old, new, kind):

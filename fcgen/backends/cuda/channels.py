@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Op, Value
+from ...ir.core import Op, Value, walk
+from ...ir.lifetimes import WRITES
+from ...ir.rings import position
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
 from .flow import carry_in, carry_out, emit_block, move
-from .text import ZERO, X, add, binary
+from .text import ZERO, X, add, binary, mul
 
 ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
@@ -43,12 +46,26 @@ def _advance(em: Emitter, op: Op) -> None:
     em.changed(*filter(None, (slot, parity)))
 
 
-def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:
+def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0, part: X = ZERO, parts: int = 1) -> X:
     slot, _ = em.cursors[cursor]
-    base = em.buffer_base(bars)
+    base = add(em.buffer_base(bars), mul(part, 8 * bars.type.slots // parts)) if parts > 1 else em.buffer_base(bars)
     if lag and slot:
         slot = f"({slot} == 0 ? {bars.type.slots - 1} : {slot} - 1)"
     return X(f"{base} + {slot} * 8", 70, em.depth) if slot else base
+
+
+def part_of(em: Emitter, op: Op) -> X:
+    """Which of the equal parts of its role's warps a warp is in, or that which an op of one thread names."""
+    parts = op.get("parts", 1)
+    if parts == 1 or op.get("part") is not None:
+        return X(str(op.get("part") or 0))
+    return X(f"warp / {em.kernel.warps // parts}", 80)
+
+
+def _part(em: Emitter, op: Op) -> dict[str, Any]:
+    """Of barriers that parts of a role have of their own."""
+    parts = op.get("parts", 1)
+    return {} if parts == 1 else {"parts": parts, "part": part_of(em, op)}
 
 
 @emits("mbar_wait")
@@ -57,7 +74,7 @@ def _wait(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     _, parity = em.cursors[cursor]
     wait = "mbar_wait_cluster" if op.get("cluster") else "mbar_wait"
-    em.w.line(f"{em.fn(wait)}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
+    em.w.line(f"{em.fn(wait)}({_bar(em, bars, cursor, **_part(em, op))}, {parity}{' ^ 1' if op['lag'] else ''});")
 
 
 @emits("mbar_expect")
@@ -66,18 +83,25 @@ def _expect(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('mbar_expect')}({_bar(em, bars, cursor)}, {op['bytes']});")
 
 
+def _lanes_touch(em: Emitter) -> bool:
+    """Whether lanes of the role read shared memory, or store into a channel."""
+    made = em.plan.maker
+    return any(op.kind in ("ld_shared", "ldmatrix") for op in made.values()) or any(
+        op.kind in WRITES and position(op.operands[1], made) is not None for role in em.kernel.roles for op in walk(role.body))
+
+
 @emits("mbar_arrive")
 def _arrive(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
     blocks = op.get("cluster") or 1
-    bar = _bar(em, bars, cursor, op.get("lag", 0))
+    bar = _bar(em, bars, cursor, op.get("lag", 0), **_part(em, op))
     one = "" if em.one_thread else "if (lane == 0) "
     if (block := op.get("block")) is not None:
         em.w.line("__syncwarp();")  # lane 0 speaks for the others: they have stored
         em.w.line(f"{one}{em.fn('mbar_tell')}({bar}, {block});")
         return
-    if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
-        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
+    if not em.one_thread and _lanes_touch(em):
+        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads and stores are done too
     if blocks == 1:
         em.w.line(f"{one}{em.fn('mbar_arrive')}({bar});")
     elif em.one_thread:

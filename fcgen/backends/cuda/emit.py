@@ -76,6 +76,7 @@ class Emitter:
         self.slots: dict[Value, tuple[Value, str | None]] = {}  # view -> (ring, slot variable)
         self.maps: dict[tuple[Value, tuple[int, ...]], str] = {}
         self.fences: dict[int, list[Op]] = {}
+        self.chains: dict[object, str] = {}  # products one behind the other -> device function
         self.delayed: dict[Value, Op] = {}  # what is computed where a product that reads it begins
         self.one_thread = False   # the role is a single thread
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
@@ -92,7 +93,7 @@ class Emitter:
         self.used, self.helpers, self.tables, self.headers = first.used, first.helpers, first.tables, first.headers
         self.size_names, self.sizes, self.strides, self.written = first.size_names, first.sizes, first.strides, first.written
         self.maps, self.pname, self.ring_name = first.maps, first.pname, first.ring_name
-        self.names, self.shared = first.names, first.shared
+        self.names, self.shared, self.chains = first.names, first.shared, first.chains
 
     def once(self, what: tuple[object, str], wish: str) -> str:
         """A name that is the same in each role: of an expression of the whole kernel, of a position in a ring."""
@@ -113,11 +114,15 @@ class Emitter:
     def depth(self) -> int:
         return len(self.frames) - 1
 
-    def fn(self, name: str) -> str:
-        """The device function `name`, noted so that it is printed."""
+    def instr(self, name: str) -> Instr:
         rec = self.target.instrs.get(name)
         if rec is None or rec.needs > self.target.capability:
             raise FcError("compile/unsupported", f"{self.target.arch} has no {name}", hint="accumulate or store in f32 instead")
+        return rec
+
+    def fn(self, name: str) -> str:
+        """The device function `name`, noted so that it is printed."""
+        rec = self.instr(name)
         if name not in self.used:
             for other in dict.fromkeys(CALLED.findall(rec.body)):
                 if other in self.target.instrs:

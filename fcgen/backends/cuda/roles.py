@@ -50,10 +50,8 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     """The whole kernel's body; returns the emitter that holds it."""
     threads = kernel.warps * 32
     for role in kernel.roles:
-        if role.warps % 4 and len(kernel.roles) > 1:
-            raise FcError("compile/unsupported", f"role {role.name} is not made of whole warpgroups", expected="a multiple of 4 warps",
-                          got=role.warps)
         check_cursors(role.body)
+    branches = _branches(kernel)
     main = Emitter(kernel, target)
     main.written |= written
     w = main.w
@@ -64,24 +62,25 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     for n, role in enumerate(kernel.roles):
         em = Emitter(replace(kernel, roles=(role,)), target)
         em.share(main)
-        em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
+        em.one_thread = _is_one_thread(role)
         em.role_barrier = of_role(n)
-        parts.append((role, first, _role(em, role, first)))
+        parts.append(_role(em, role, first))
         main.counter |= em.counter
         first += role.warps
-    launch = at_launch(target, threads, kernel.meta.get("min_blocks", 1) or 1)
-    for n, (role, first, lines) in enumerate(parts):
-        last = n == len(parts) - 1
-        test = f"group < {(first + role.warps) // 4}"
-        head = f"{'} else ' if n else ''}{'{' if last and n else f'if ({test}) {{'}" if len(parts) > 1 else "{"
+    launch, first = at_launch(target, threads, kernel.meta.get("min_blocks", 1) or 1), 0
+    for n, branch in enumerate(branches):
+        last = n == len(branches) - 1
+        first += sum(role.warps for role in branch)
+        test = f"group < {first // 4}"
+        head = f"{'} else ' if n else ''}{'{' if last and n else f'if ({test}) {{'}" if len(branches) > 1 else "{"
         if n:
             w.close("")
             w.root.items.pop()
-        w.open(f"{head}  {comment(f'role {role.name}: {role.warps} warps')}")
-        if role.regs and len(parts) > 1:
-            kind = "dec" if role.regs <= launch else "inc"
-            w.line(f"{main.fn(f'setmaxnreg_{kind}')}<{role.regs}>();")
-        for indent, text, loc in lines:
+        w.open(f"{head}  {comment(', '.join(f'role {role.name}: {role.warps} warps' for role in branch))}")
+        if branch[0].regs and len(kernel.roles) > 1:
+            kind = "dec" if branch[0].regs <= launch else "inc"
+            w.line(f"{main.fn(f'setmaxnreg_{kind}')}<{branch[0].regs}>();")
+        for indent, text, loc in (line for _ in branch for line in parts.pop(0)):
             w.indent += indent
             w.loc = loc
             w.line(text)
@@ -91,6 +90,30 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     for name in main.maps.values():
         setup.line(f"{main.fn('tensormap_prefetch')}({name});")
     return main
+
+
+def _is_one_thread(role: Role) -> bool:
+    return not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
+
+
+def _branches(kernel: Kernel) -> list[list[Role]]:
+    """Roles by the warpgroups that they take: several that are one thread each may have one together, and then as many registers."""
+    if len(kernel.roles) == 1:
+        return [[kernel.roles[0]]]
+    out: list[list[Role]] = []
+    for role in kernel.roles:
+        if out and sum(r.warps for r in out[-1]) % 4:
+            out[-1].append(role)
+        else:
+            out.append([role])
+    for branch in out:
+        if sum(r.warps for r in branch) % 4 or (len(branch) > 1 and not all(map(_is_one_thread, branch))):
+            raise FcError("compile/unsupported", f"role {branch[-1].name} is not made of whole warpgroups", got=branch[-1].warps,
+                          expected="a multiple of 4 warps, or one thread beside another")
+        if len({r.regs for r in branch}) > 1:
+            raise FcError("compile/unsupported", f"roles {', '.join(r.name for r in branch)} share a warpgroup, and so its registers",
+                          expected=branch[0].regs, got=branch[-1].regs)
+    return out
 
 
 def _barriers(em: Emitter) -> Segment:

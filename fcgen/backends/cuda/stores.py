@@ -11,10 +11,11 @@ from ...ir.moves import matrix_blocks
 from ...ir.store_ops import part_shape
 from ...ir.types import Buffer, Tensor
 from .boxes import Boxes
+from .channels import part_of
 from .emit import Emitter, emits
 from .frag import stored
 from .memory import matrix_rows, registers, stored_positions
-from .text import ZERO, X, add, mul
+from .text import X, add, mul
 
 
 @emits("stmatrix")
@@ -44,22 +45,24 @@ def _tma_store(em: Emitter, op: Op) -> None:
     assert isinstance(tensor.type, Tensor)
     em.comment([op.loc])
     parts, across = op["parts"], op.get("across", False)
-    (rows, cols), warps = part_shape(t, parts, across), em.kernel.warps // parts
-    part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
+    (rows, cols), warps = part_shape(t, parts, across), max(1, em.kernel.warps // parts)
+    part = part_of(em, op)
     box = Boxes(em, Access.of(op), (rows, t.layout.panel))
     if parts > 1:
         box.shift(1, mul(part, cols)) if across else box.shift(0, mul(part, rows))
     name = em.map_of(tensor, box.detail(t.layout.swizzle))
     fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{box.rank}d")
     first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
-    em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
+    if not em.one_thread:
+        em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
     wide = t.layout.panel_bytes(t.shape, t.dtype.bytes)
     step = cols // t.layout.panel * wide if across else rows * t.layout.row_bytes(t.dtype.bytes)
     src = add(em.scalars[view], mul(part, step)) if parts > 1 else em.scalars[view]
     for p in range(cols // t.layout.panel):
         panel = add(src, X(str(p * wide)))
         em.w.line(f"{fn}({name}, {box.coords(p * t.layout.panel)}, {panel});")
-    em.close()
+    if not em.one_thread:
+        em.close()
 
 
 @emits("bulk_wait")

@@ -1,4 +1,4 @@
-"""wgmma in text: descriptors, one call per instruction in unrolled loops, and what keeps registers in place around it.
+"""wgmma in text: descriptors, one call per instruction in unrolled loops or per chain of them, and what keeps registers in place around it.
 
 A descriptor is a base for the ring's first slot, computed once, plus the slot's offset plus constants for the instruction. Registers in
 flight are not touched between the fence and the wait: copies into an accumulator stand in front of the fence.
@@ -6,12 +6,15 @@ flight are not touched between the fence and the wait: copies into an accumulato
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ...errors import FcError
 from ...ir.async_ops import accumulator
 from ...ir.core import Block, Op, Value, walk
 from ...ir.layout import warp_grid, wgmma_a
+from ...ir.target import Instr
 from ...ir.types import Buffer, Frag, Pending
 from .emit import Emitter, emits
 from .frag import evaluate, locs_of, put, stored
@@ -22,8 +25,10 @@ SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
 #: ptxas adds up so many descriptors where they are needed; of more it keeps each in two registers (seen with 13.0, depth 512)
 STEPS = 16
+#: less in a descriptor for each unit of address, of a panel with a leading offset of its own
+LESS = (1 << 16) - 1
 #: printed if it is used
-BESIDE = f"constexpr int BESIDE = {(1 << 16) - 1};  // less in a descriptor: 16 bytes more of address, as many less to the leading panel"
+BESIDE = f"constexpr int BESIDE = {LESS};  // less in a descriptor: 16 bytes more of address, as many less to the leading panel"
 
 
 def fences(block: Block) -> dict[int, list[Op]]:
@@ -164,26 +169,38 @@ def _product(em: Emitter, op: Op) -> None:
         raise FcError("compile/unsupported", "wgmma: the left operand does not have the instruction's map", expected=held,
                       got=a.type.layout, loc=op.loc)
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) * size // 32
-    fn = em.fn(op["instr"] + ("_rs" if regs else ""))
     if not any(op in products for products in em.fences.values()):
         raise FcError("compile/unsupported", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
                       hint="wgmma_fence before the first product, and after each access of its accumulator")
-    name = em.array(op.result)
-    b_at = _steps(b.type, depth, not op["tb"])
-    k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
-    d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
-    here = _here(em) if depth > STEPS else ZERO
+    name, adds = em.array(op.result), accumulator(op) is not None
+    b_at = _steps(b.type, depth, not op["tb"]) // 16
+    m = X("m") if tall > 1 else ZERO
+    d = X(f"&{name}[{mul(m, cols // 2)}]") if tall > 1 else X(name)
     start = _descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"])))
-    right = add(add(start, here), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
-    calls = [(fn, d, right)]
-    if op.get("ones"):
-        step = int(b_at[1] // 16) if depth > 1 else 0
-        last = _beside(em, b, op.operands[-1])
+    last = _beside(em, b, op.operands[-1]) if op.get("ones") else None
+    panels = (b.type.shape[1] - b.type.layout.panel) // 2  # registers of those before the last
+    if depth > 1 and _chained(em, op):
+        trans = f", {int(not op['tb'])}" if size == 2 else ""
+        columns, right = [(op["instr"] + "_rs", b_at)], [start]
+        if last is not None:
+            columns, right = [(op["instr"] + "_rs", -LESS * b_at)], [last]
+            if panels:
+                columns, right = [(op["first"] + "_rs", b_at), *columns], [start, last]
+        fn = _chain(em, Chain(tuple((rec, tuple(map(int, at))) for rec, at in columns), trans, adds))
+        left = X(f"&{em.array(a)}[{mul(m, depth * 4)}]") if tall > 1 else X(em.array(a))
+        em.w.nest({"m": tall}, [f"{fn}({', '.join(map(str, [d, left, *right]))});"])
+        return
+    k = X("k") if depth > 1 else ZERO
+    fn = em.fn(op["instr"] + ("_rs" if regs else ""))
+    here = _here(em) if depth > STEPS else ZERO
+    source = add(add(start, here), em.form(b_at, k, f"{em.ring_name[b]}_step"))
+    calls = [(fn, d, source)]
+    if last is not None:
+        step = int(b_at[1]) if depth > 1 else 0
         last = last if k.is_zero or not step else X(f"{last} - {k} * ({step} * BESIDE)", 70, em.depth)
-        before = (b.type.shape[1] - b.type.layout.panel) // 2  # registers of the panels before the last
-        calls = [(fn, X(f"&{name}[{add(mul(m, cols // 2), X(str(before)))}]") if before else d, last)]
-        if before:
-            calls.insert(0, (em.fn(op["first"] + ("_rs" if regs else "")), d, right))
+        calls = [(fn, X(f"&{name}[{add(mul(m, cols // 2), X(str(panels)))}]") if panels else d, last)]
+        if panels:
+            calls.insert(0, (em.fn(op["first"] + ("_rs" if regs else "")), d, source))
     if regs:
         part = add(mul(m, depth * 4), mul(k, 4))
         left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>" if size == 2 else ""
@@ -193,8 +210,54 @@ def _product(em: Emitter, op: Op) -> None:
         if tall > 1:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
         args = f"<{int(op['ta'])}, {int(not op['tb'])}>" if size == 2 else ""
-    accumulate = "1" if accumulator(op) is not None else ("k != 0" if depth > 1 else "0")
+    accumulate = "1" if adds else ("k != 0" if depth > 1 else "0")
     em.w.nest({"m": tall, "k": depth}, [f"{call}{args}({out}, {left}, {source}, {accumulate});" for call, out, source in calls])
+
+
+def _chained(em: Emitter, op: Op) -> bool:
+    """Whether the steps of a product are one statement."""
+    return isinstance(op.operands[0].type, Frag) and not _rolls(em, op)
+
+
+class Chain(NamedTuple):
+    """Products one behind the other, of a left operand in registers. columns: (record, steps of the right operand's descriptor) of
+    instructions beside each other, whose accumulators are registers one behind the other. trans: the transposition bit. adds: to what the
+    accumulator holds."""
+
+    columns: tuple[tuple[str, tuple[int, ...]], ...]
+    trans: str
+    adds: bool
+
+
+def _chain(em: Emitter, chain: Chain) -> str:
+    """The device function of a chain, one `asm`. NVVM's work is for every operand of every statement, and the accumulator is one of each
+    (D = 128: NVRTC takes up to 16 % less); what ptxas makes of it is the same, mostly to the byte. Not so where the left operand is in
+    shared memory: its descriptors are kept in registers over a loop if they are operands, and some do not fit; those that the statement
+    adds up are added up each time (a kernel of five products took 4 % more time to run. H200, 2026-11-28)."""
+    if chain in em.chains:
+        return em.chains[chain]
+    recs = [em.instr(name) for name, _ in chain.columns]
+    counts = [rec.shape[1] // 2 for rec in recs]
+    integer, n, depth = recs[0].dtype in ("i8", "u8"), sum(counts), len(chain.columns[0][1])
+    text = ["{", ".reg .pred first, more;", f"setp.ne.b32 first, {int(chain.adds)}, 0;", "setp.ne.b32 more, 1, 0;"]
+    for k in range(depth):
+        at = 0
+        for j, (rec, (_, steps), count) in enumerate(zip(recs, chain.columns, counts)):
+            out, left = ", ".join(f"%{at + i}" for i in range(count)), ", ".join(f"%{n + 4 * k + i}" for i in range(4))
+            at += count
+            text += [f".reg .b64 b{j}_{k};", f"add.s64 b{j}_{k}, %{n + 4 * depth + j}, {steps[k]};",
+                     f"{rec.ptx} {{{out}}}, {{{left}}}, b{j}_{k}, {'more' if k else 'first'}{'' if integer else ', 1, 1'}{chain.trans};"]
+    con, ctype = ("r", "int") if integer else ("f", "float")
+    names = [f"b{j}" if len(recs) > 1 else "b" for j in range(len(recs))]
+    lines = "\n             ".join(f'"{line}\\n"' for line in text)
+    outs = ", ".join(f'"+{con}"(d[{i}])' for i in range(n))
+    ins = ", ".join([*(f'"r"(a[{i}])' for i in range(4 * depth)), *(f'"l"({b})' for b in names)])
+    wish = f"{recs[-1].name}_x{depth}"
+    name = em.chains[chain] = next(w for w in (wish, *(f"{wish}_{i}" for i in range(2, 1000))) if w not in em.used)
+    doc = f"{recs[-1].doc}; {depth} one behind the other" + (", and those of the columns before them" if len(recs) > 1 else "")
+    em.used[name] = Instr(name, f"{ctype}* d, const uint32_t* a, " + ", ".join(f"uint64_t {b}" for b in names),
+                          f'asm volatile({lines}\n             "}}"\n             : {outs}\n             : {ins} : "memory");', doc)
+    return name
 
 
 def _steps(t: Buffer, depth: int, along_rows: bool) -> np.ndarray:

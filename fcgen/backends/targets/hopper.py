@@ -62,15 +62,16 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
     if size == 1:
         tail, extra, signature = "" if integer else "1, 1", "", signature.split("> ")[1].replace("float", ctype)
     tail = f", {tail}" if tail else ""
+    name = f"wgmma.mma_async.sync.aligned.m64n{cols}k{k}.{sums}.{ptx}.{ptx}"
     body = (f'asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{first}, 0;\\n"\n'
-            f'             "wgmma.mma_async.sync.aligned.m64n{cols}k{k}.{sums}.{ptx}.{ptx} "\n'
+            f'             "{name} "\n'
             f'             "{{{outs}}}, {a}, {b}, p{tail};\\n}}"\n'
             f'             : {constraints}\n'
             f'             : {inputs}, "r"(add){extra} : "memory");')
     return Instr(wgmma_name(cols, dtype, regs), signature, body,
                  f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
                  (64, cols, k), dtype, a=wgmma_a(64, k, 1, size) if regs else None, c=wgmma_c(64, cols, 1),
-                 effect=_wgmma_effect(cols, regs, size))
+                 effect=_wgmma_effect(cols, regs, size), ptx=name)
 
 
 def _tma_effect(tensor: np.ndarray, box: tuple[int, ...], *at: int) -> np.ndarray:

@@ -42,7 +42,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass
 class _Flight:
     """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
-    completion. cursors: where a loop's body begins, the positions of the slots that a product of the iteration before reads."""
+    completion. cursors: where a loop's body begins, and behind the loop, the positions of the slots that a product of the iteration before
+    reads."""
 
     settle: Op
     reads: set[Value]
@@ -178,7 +179,8 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
     slots = [[c for c in cursors if c is not None and c not in body.args] for cursors in found]
     if any(c not in body.yielded for cursors in slots for c in cursors):
         return None
-    mine = [[body.args[1 + body.yielded.index(c)] for c in cursors] for cursors in slots]
+    at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
+    mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
     inner, left = _block(body, room, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
@@ -187,7 +189,7 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
     flights = {n: f.settle.operands[0] for n, f in zip(at, taken)}
     inner = Block((body.args[0], *carry(body.args[1:], args)), inner.ops)
     return (replace(loop, operands=(*loop.operands[:2], *carry(inits, flights)), results=carry(loop.results, results), regions=(inner,)),
-            [settle(loop.results[n], results[n]) for n in at])
+            [settle(loop.results[n], results[n], *cursors) for n, cursors in zip(at, behind)])
 
 
 def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:

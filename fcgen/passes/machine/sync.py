@@ -15,6 +15,7 @@ need them. The pass walks the program once in order with a state of what has hap
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
   ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads;
                                                      arrivals that stand close share one (`gather`)
+  tma_store from a slot -> the arrival that frees it bulk_wait n (read), n = groups of bulk stores since
 
 Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
 barriers were put there by `roles`.
@@ -29,9 +30,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
+from ...ir.named_barriers import is_one_thread
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
@@ -51,7 +53,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
     freed = _freed(kernel)
     for role in kernel.roles:
-        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body), freed)
+        s = _Sync(offsets, role, shared, freed, len(kernel.roles) > 1 and is_one_thread(role))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if state.bulk:
             ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
@@ -100,15 +102,21 @@ class _State:
 
 
 class _Sync:
-    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op],
-                 freed: dict[Value, set[Value]]):
-        self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, warps, defs, shared, freed
+    def __init__(self, offsets: dict[Value, int], role: Role, shared: set[Value], freed: dict[Value, set[Value]], lone: bool):
+        """lone: the role is one thread."""
+        self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, role.warps, definitions(role.body), shared, freed
+        self.lone = lone
         self.warped: dict[Value, bool] = {}
-        ops = tuple(ops)
+        ops = tuple(walk(role.body))
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
+        #: position in a channel -> the rings whose slots are found with it
+        self.slots: dict[Value, set[Value]] = {}
+        for o in ops:
+            if o.kind == "slot":
+                self.slots.setdefault(o.operands[1], set()).add(o.operands[0])
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
 
@@ -141,6 +149,11 @@ class _Sync:
             return replace(state, read=frozenset())
         if op.kind == "commit_group":
             return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+        mine = lambda a: a.ring in self.slots.get(op.operands[1], ()) and a.area[-1] == op.get("part")
+        n = next((n for n, group in enumerate(reversed(state.bulk)) if any(map(mine, group))), None)
+        if n is not None:
+            out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
+            state = replace(state, bulk=state.bulk[len(state.bulk) - n:])
         if state.read & self.freed.get(op.operands[0], set()):
             out.append(Op("proxy_fence", loc=op.loc))
             return replace(state, read=frozenset())
@@ -195,7 +208,8 @@ class _Sync:
         """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
         if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
-            out.append(Op("barrier", loc=op.loc))
+            if not self.lone:
+                out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
         n = self.newest(state.bulk, accesses)
         if n is None:
@@ -292,7 +306,7 @@ class _Sync:
         if op.kind == "cp_async":
             return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
         if op.kind == "tma_store":
-            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False))))]
+            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False)), op.get("part")))]
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]

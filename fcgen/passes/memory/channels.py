@@ -7,7 +7,7 @@ and tiles acquired, and `sync` puts the waits and barriers where they are needed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -27,7 +27,7 @@ class Channel:
     """full, empty: mbarriers, or None where the role that reads fills too. again: other blocks read the same tiles, so L2 should keep them.
     blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position until
     `thread_cursors` gives each role values of its own; None where a loop's index says it. made: it is an `outlet`. lead: the channel whose
-    barriers and position are this one's too: their tiles come and go together."""
+    barriers and position are this one's too: their tiles come and go together. parts: of a tile, each with barriers of its own."""
 
     ring: Value
     full: Value | None = None
@@ -37,13 +37,16 @@ class Channel:
     cursor: Value | None = None
     made: bool = False
     lead: Channel | None = None
+    parts: int = 1
 
     @staticmethod
-    def between(ring: Value, readers: int, again: bool = False, blocks: int = 1, fillers: int = 1) -> Channel:
-        """A channel between roles, with so many warps that read in each of the blocks, and as many that say that a slot is full."""
+    def between(ring: Value, readers: int, again: bool = False, blocks: int = 1, fillers: int = 1, parts: int = 1) -> Channel:
+        """A channel between roles, with so many warps that read in each of the blocks, and as many that say that a slot is full, of each
+        of its parts."""
         slots = ring.type.slots
-        full, empty = Value(Mbarrier(fillers, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty")
-        return Channel(ring, full, empty, again, blocks, Value(Cursor(slots), ring.name))
+        bars = lambda count, word: Value(Mbarrier(count, slots * parts), f"{ring.name}_{word}")
+        full, empty = bars(fillers, "full"), bars(readers * blocks, "empty")
+        return Channel(ring, full, empty, again, blocks, Value(Cursor(slots), ring.name), parts=parts)
 
     def beside(self, ring: Value) -> Channel:
         """A channel of other tiles that come and go with this one's."""
@@ -64,6 +67,10 @@ class Channel:
     def among(self, word: str) -> dict[str, Any]:
         """The attribute that says how many blocks an op of the channel reaches, where it is more than its own."""
         return {word: self.blocks} if self.blocks > 1 else {}
+
+    def of_part(self, part: int | None) -> dict[str, Any]:
+        """The attributes of an op of all warps, each of which means its own part, or of a thread that means this one."""
+        return {} if self.parts == 1 else {"parts": self.parts} if part is None else {"parts": self.parts, "part": part}
 
     def view(self, b: Builder, n: Value | None = None, ahead: int = 0, loc: Loc | None = None) -> Value:
         """The slot so many after the one at the cursor, or without a cursor after that of a loop's tile number n."""
@@ -93,16 +100,18 @@ class Channel:
             b.do("advance", self.cursor)
         return view
 
-    def wait(self, b: Builder) -> None:
+    def wait(self, b: Builder, part: int | None = None) -> None:
+        """part: that one thread waits for; else each warp waits for its own."""
         if self.full is not None and self.cursor is not None:
-            b.do("mbar_wait", self.full, self.cursor, lag=int(self.made))
+            b.do("mbar_wait", self.full, self.cursor, lag=int(self.made), **self.of_part(part))
 
-    def release(self, b: Builder) -> None:
+    def release(self, b: Builder, parts: Sequence[int | None] = (None,)) -> None:
         """The tile has been read: its slot may be filled again."""
         if self.empty is not None and self.cursor is not None:
             if self.made:
                 b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
-            b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"))
+            for part in parts:
+                b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"), **self.of_part(part))
             b.do("advance", self.cursor)
 
 

@@ -102,6 +102,11 @@ class Affine:
         make = lambda: self.b.emit("select", cond, self.literal(BIG), self.literal(-BIG))
         return Range(None, self.once(("switch", cond), make))
 
+    def switched(self, r: Range) -> Value | None:
+        """The condition of a `switch`."""
+        whole = (cond for key, f in self.scalars.items() if isinstance(key, tuple) and key[0] == "switch" and f == r.hi for cond in key[1:])
+        return None if r.lo is not None or r.hi is None else next(whole, None)
+
     # ---- integers ----------------------------------------------------------------------------------------------------
 
     def exact(self, v: Value) -> Form | None:

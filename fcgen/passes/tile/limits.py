@@ -32,9 +32,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         defs = definitions(block)
 
         def rule(op: Op, b: Builder, env: Env) -> bool:
-            if op.kind != "and" or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
+            if op.kind not in ("and", *ORDER) or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
                 return False
             terms: list[Value] = []
+            if op.kind in ORDER and (upper := _near(op.result, op, defs, b, env, terms)) is not None:
+                env[op.result] = b.emit("and", _write([upper], op, b, env), *terms)
+            if op.kind != "and":
+                return bool(terms)
             parts = [(v, _near(v, op, defs, b, env, terms) or _below(v, defs)) for v in _conjunction(op.result, defs)]
             keys = [(x.axis, x.position) if x is not None and x.less is None else None for _, x in parts]
             count, done, near = Counter(k for k in keys if k), set[Any](), bool(terms)

@@ -16,6 +16,7 @@ from ...ir.target import Target
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
+    covers = covered(kernel)  # of a program that has been through here, what is written there
     known = admitted(kernel) if kernel.meta.get("ranges") is None else found(kernel, admitted(kernel))
     kernel = with_ranges(kernel, known) if known else kernel
-    return kernel.with_meta(covers=covers) if (covers := covered(kernel)) else kernel
+    return kernel.with_meta(covers=covers) if covers else kernel

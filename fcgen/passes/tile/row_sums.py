@@ -65,8 +65,27 @@ class _Widen:
                 for old, new in zip(op.results, self.loop(op, pair, env, out)):
                     env[old] = new
             else:
-                out.add(op.within(lambda r: self.block(substitute_block(r, env))))
+                op = op.within(lambda r: self.block(substitute_block(r, env)))
+                if op.kind == "if":
+                    self.branch(op, env, out)
+                else:
+                    out.add(op)
         return out.block(block.args)
+
+    def branch(self, op: Op, env: Env, out: Builder) -> None:
+        """A branch: where both sides end with an accumulator and its sum, these leave it in one, and are cut behind it."""
+        ends, some = [r.yielded for r in op.regions], range(len(op.results))
+        pairs = {i: j for i in some for j in some if all((e[i], e[j]) in self.wide for e in ends)}
+        kept = [n for n in some if n not in pairs.values()]
+        both = {n: Value(self.wide[ends[0][n], ends[0][pairs[n]]].type, op.results[n].name) for n in pairs}
+        regions = []
+        for r, end in zip(op.regions, ends):
+            values = [self.wide[end[n], end[pairs[n]]] if n in pairs else end[n] for n in kept]
+            regions.append(replace(r, ops=(*r.ops[:-1], replace(r.ops[-1], operands=tuple(values)))))
+        out.add(replace(op, results=tuple(both.get(n, op.results[n]) for n in kept), regions=tuple(regions)))
+        for n, row in pairs.items():
+            acc, total = op.results[n], op.results[row]
+            env[acc], env[total] = self.cut(both[n], acc.type.shape[1], acc.name, total.name, out)
 
     # ---- finding -----------------------------------------------------------------------------------------------------
 

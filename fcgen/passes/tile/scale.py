@@ -71,19 +71,20 @@ def is_root(op: Op) -> bool:
 def cost(kernel: Kernel) -> int:
     """Elementwise float work. A sum has one product of its own for nothing (one multiply-add), and is nothing itself where a dot starts
     from what is added."""
-    total = 0
-    for role in kernel.roles:
-        reads = Counter(v for op in walk(role.body) for v in op.operands)
-        made = {r: op.kind for op in walk(role.body) for r in op.results}
-        free: set[Value] = set()
-        for op in walk(role.body):
-            own = {made.get(v): v for v in op.operands if reads[v] == 1} if op.kind in ("add", "sub") else {}
-            if "dot" in own and own["dot"] is op.operands[0]:
-                free.add(op.result)
-            elif "mul" in own:
-                free.add(own["mul"])
-        total += _cost(role.body, free)
-    return total
+    return sum(block_cost(role.body) for role in kernel.roles)
+
+
+def block_cost(block: Block) -> int:
+    reads = Counter(v for op in walk(block) for v in op.operands)
+    made = {r: op.kind for op in walk(block) for r in op.results}
+    free: set[Value] = set()
+    for op in walk(block):
+        own = {made.get(v): v for v in op.operands if reads[v] == 1} if op.kind in ("add", "sub") else {}
+        if "dot" in own and own["dot"] is op.operands[0]:
+            free.add(op.result)
+        elif "mul" in own:
+            free.add(own["mul"])
+    return _cost(block, free)
 
 
 def _cost(block: Block, free: set[Value]) -> int:

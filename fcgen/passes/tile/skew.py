@@ -89,11 +89,27 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
                     continue
                 out.add(substitute(o, env).within(lambda r: _block(r, defs, turns, done)))
             continue
+        for p in parts:
+            _alone(p)
         done.update(o["site"] for p in parts for o in p.late if o.kind == "dot")
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
     return out.block(block.args)
+
+
+def _alone(parts: _Parts) -> None:
+    """Refuse what late dots leave no room for: others ahead of their iteration, and work on an operand that has been carried."""
+    late = next(o for o in parts.late if o.kind == "dot")
+    for op in parts.body.ops:
+        if op.get("early"):
+            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is issued an iteration ahead already, where "
+                          f"%{late['site']} runs late", loc=op.loc, hint="late or early, not both in one loop")
+        for field, why in (("rolling", "its left operand is made an iteration before, as a whole"),
+                           ("behind", "it is an iteration behind")):
+            if op.get(field) and any(op is o for o in parts.late):
+                raise FcError("compile/schedule", f"Schedule.{field}: %{op['site']} runs late: {why}", loc=op.loc,
+                              hint=f"late or {field}, not both of one dot")
 
 
 def _up_to_next(ops: list[Op], i: int) -> list[Op] | None:
@@ -133,13 +149,18 @@ class _Parts:
         self.early = [o for o in ops if id(o) not in chosen]
         #: carried values whose next value a late op makes
         self.finished = [n for n, y in enumerate(body.yielded) if y in made]
-        read = {v for o in self.late for v in o.operands}
+        read, changes = {v for o in self.late for v in o.operands}, set(body.args[1:])
         #: of these, the ones that the next tile's late ops go on with
         self.onward = [n for n in self.finished if body.args[1 + n] in read]
-        scalars = {r: o for o in self.early for r in o.results if isinstance(r.type, Scalar)}
-        #: values of early ops that late ops read, except what follows from the loop's index
+        scalars: dict[Value, Op] = {}  # what follows from the loop's index alone
+        for op in self.early:
+            if not op.regions and all(isinstance(r.type, Scalar) for r in op.results) and not changes.intersection(op.operands):
+                scalars.update((r, op) for r in op.results)
+            else:
+                changes.update(op.results)
+        #: what late ops read of the others, and of carried values as they were in front of early ops that change them
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
-                                      if any(v in e.results for e in self.early) and v not in scalars))
+                                      if v in changes and v not in made and v not in {body.args[1 + n] for n in self.finished}))
         self.index_ops = _slice([v for o in self.late for v in o.operands if v in scalars], scalars)
 
     def check(self, loop: Op) -> None:

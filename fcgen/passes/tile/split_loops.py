@@ -64,6 +64,7 @@ class _Splitter:
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
         self.narrow: dict[tuple[Form, Form, bool], Value] = {}
+        self.apart: dict[Value, Value] = {}  # conditions that selects ask for by themselves, and what decides them
         self.hole: Hole | None = None
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
@@ -124,6 +125,7 @@ class _Splitter:
             self.own = None
             self.emit(op, out, affine, bounds, Facts(), "")
             return
+        self.apart = self.switches(op, affine, bounds) if self.split == "branch" else {}
         always, sometimes, full = self.facts(op, affine, bounds)
         self.narrow, self.down = {}, bool(op.get("descending"))
         if self.own is not None:
@@ -221,7 +223,7 @@ class _Splitter:
         decided = {v for v, _ in self.wanted(op.regions[0]) if v in always.conditions or v in sometimes.conditions}
         masks = {o: self.passes(o) for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
                  and all(v in decided for v, _ in self.parts(o.operands[0], self.passes(o)))}
-        one = replace(op, regions=(asking(op, ends[0], ends[1], masks),))
+        one = replace(op, regions=(asking(op, ends[0], ends[1], masks, self.apart, self.defs),))
         if not self.ahead:
             self.emit(one, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
             return
@@ -290,8 +292,9 @@ class _Splitter:
             if r.is_empty or (isinstance(v.type, Scalar) and not r.is_all):
                 continue
             (always if r.is_all else sometimes).conditions[v] = wanted
-            full = affine.both(full, r)
-            inside.append(must)
+            if v not in self.apart:
+                full = affine.both(full, r)
+                inside.append(must)
         for o in walk(op.regions[0]):
             for axis, rooms in _room(o, affine):
                 if any(not room.step and room.known is None for room in rooms):
@@ -307,6 +310,18 @@ class _Splitter:
             if any(_inside(r, above) for r in inside):
                 (always if _inside(bounds, above) else sometimes).signs.add(o)
         return always, sometimes, full
+
+    def switches(self, op: Op, affine: Affine, bounds: Range) -> dict[Value, Value]:
+        """Conditions that hold in all tiles or in none, and the scalar that says which; of selects that ask for others too, which hold in
+        a range of them: tiles in that range, or outside of it, then ask for the one kind or for both."""
+        out: dict[Value, Value] = {}
+        for o in walk(op.regions[0]):
+            if o.kind == "select" and isinstance(o.operands[0].type, Tile) and self.passes(o):
+                ranges = {v: self.clip(affine.must(v, bounds), bounds) for v, wanted in self.parts(o.operands[0], True) if wanted}
+                flags = {v: flag for v, r in ranges.items() if (flag := affine.switched(r)) is not None}
+                if any(v not in flags and not r.is_all and not r.is_empty for v, r in ranges.items()):
+                    out.update(flags)
+        return out
 
     @staticmethod
     def clip(r: Range, bounds: Range) -> Range:

@@ -1,0 +1,106 @@
+"""sender: bulk stores of loops are started, and waited for, by a thread of its own; with `Schedule.sender`.
+
+In: selected machine IR whose first role is one thread, with the waits and arrivals of its other channels. Out: the same, where a tile that
+a loop stages for a bulk store travels through a channel: warps wait until its slot is free, stage, say that it is full and go on. The role
+`send`, a warp beside the one that copies, walks the same loops: it waits for the warps of each part, starts the part's store, and frees the
+slot when the engine has read it (`sync` puts that wait there). So no warp that computes issues a store, or waits for one. Guaranteed: a
+channel has a second slot where that costs no block its room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...errors import FcError
+from ...ir.core import Block, Kernel, Role, Value, walk
+from ...ir.lifetimes import WRITES
+from ...ir.named_barriers import WARPGROUP, is_one_thread
+from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, copy_block, remove_dead
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer, Frag
+from ..facts.common import without_effect
+from ..memory.channels import Channel
+from ..memory.cursors import thread_cursors
+from .alloc import offsets_of
+
+#: warps of the warpgroup that copies which are the sender's
+WARPS = 2
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not schedule.sender:
+        return kernel
+    main, first = kernel.roles[-1], kernel.roles[0]
+    sent = {o.operands[-1]: o["parts"] for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0])
+            if o.kind == "tma_store" and isinstance(o.operands[-1].type, Buffer)}
+    if not sent:
+        raise without_effect("sender", "no loop stores a tile by bulk copies", got=True)
+    if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:
+        raise without_effect("sender", "no thread of its own copies tiles", got=True)
+    kernel = _through(kernel, sent, 2, schedule, target) or _through(kernel, sent, 1, schedule, target) or kernel
+    odd = next((o for o in walk(kernel.roles[1].body) if o.kind == "row_part" or any(isinstance(v.type, Frag) for v in o.operands)), None)
+    if odd is not None:
+        raise FcError("compile/unsupported", "whether or where a tile is stored follows from what each warp has, and the role that stores "
+                      "is one thread", loc=odd.loc, expected="numbers of the grid and of loops", got=odd.kind, hint="leave sender out")
+    return kernel
+
+
+def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Schedule, target: Target) -> Kernel | None:
+    """The kernel with channels of so many slots; None where more than one take a block its room."""
+    first, *others, main = kernel.roles
+    ring = lambda v: Value(replace(v.type, slots=slots), v.name)
+    channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
+    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
+    staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
+    roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
+    buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
+    out = replace(kernel, roles=roles, buffers=buffers)
+    fit = lambda k: target.smem_per_sm // (offsets_of(k, target)[2] + target.smem_reserved)
+    return out if slots == 1 or fit(out) >= max(1, min(fit(kernel), schedule.min_blocks)) else None
+
+
+def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
+    """What is left for the warps that compute."""
+    b, env, closes = Builder(), Env(), False
+    for op in block.ops:
+        b.loc = op.loc
+        buffer = next((v for v in op.operands if v in channels), None)
+        if op.kind == "bulk_commit" and closes:
+            closes = False
+            continue
+        if buffer is None:
+            b.add(op.within(lambda r: _stages(r, channels)))
+            continue
+        c = channels[buffer]
+        if op.kind in WRITES and buffer not in env.map:
+            env[buffer] = c.view(b)
+            c.wait(b)
+            b.add(replace(op, operands=env.all(op.operands)))
+        elif op.kind == "tma_store" and buffer in env.map:
+            c.release(b)
+            del env.map[buffer]
+            closes = True
+        else:
+            raise FcError("compile/unsupported", "a tile is staged for a bulk store in one block and stored in another", loc=op.loc,
+                          got=op.kind, hint="leave sender out of the schedule")
+    return b.block(block.args)
+
+
+def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
+    """What the sender does: the loops and scalars that stores follow from, and the stores."""
+    b = Builder()
+    for op in block.ops:
+        b.loc = op.loc
+        c = channels.get(op.operands[-1]) if op.kind == "tma_store" else None
+        if c is not None:
+            view = c.view(b)
+            for part in range(c.parts):
+                c.wait(b, part)
+                b.add(replace(op, operands=(*op.operands[:-1], view), attrs={**op.attrs, **c.of_part(part)}))
+                b.do("bulk_commit")
+            c.release(b, range(c.parts))
+        elif op.regions or op.kind == "yield" or not has_effect(op):
+            b.add(op.within(lambda r: _sends(r, channels)))
+    return b.block(block.args)
