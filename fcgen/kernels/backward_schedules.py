@@ -42,8 +42,9 @@ _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 128, 2, _TWO, **_WHOLE), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"),
-                   _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, early="s"),
-                   _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
+                   _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART),
+                   _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
+                   _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
               128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
                     _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
                     _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
@@ -77,10 +78,11 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's)."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads share keys:
+    the sender finds the places of their rows, which takes the other warps registers."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -97,7 +99,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     if not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
-    elif uneven:
+    elif uneven and not grouped:
         found = (*pick(_UNEVEN), *found)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
 

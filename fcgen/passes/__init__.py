@@ -32,7 +32,24 @@ from .machine import (
 )
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, one_place, place, vote
-from .tile import bind, flatten, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
+from .tile import (
+    bind,
+    factors,
+    flatten,
+    from_end,
+    limits,
+    order,
+    pad,
+    parts,
+    ranges,
+    row_sums,
+    scale,
+    signs,
+    simplify,
+    skew,
+    split_loops,
+    totals,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
     Pass("limits", limits.run, "masks on positions become one comparison per element"),
+    Pass("factors", factors.run, "of a product of tiles, those that are known early are multiplied early"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
     Pass("flatten", flatten.run, "a loop that does nothing but run another one becomes one loop with it"),

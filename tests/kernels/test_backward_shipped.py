@@ -36,7 +36,7 @@ def problem(head, mask, group, m, n):
 @pytest.mark.parametrize("head, mask, group, tiles, adds", CASES)
 def test_shipped_schedules_of_hopper(head, mask, group, tiles, adds):
     uneven = mask != "none"
-    schedule = candidates("backward", "sm_90a", head, adds, uneven)[0]
+    schedule = candidates("backward", "sm_90a", head, adds, uneven, group > 1)[0]
     facts = {"T": fc.f16, "D": head, "E": head, "mask": mask}
     keys = backward.compile(target="sm_90a", schedule=schedule, check=False, **facts, grouped=group > 1, **turned(schedule),
                             **({} if adds else {"dQ": None}))

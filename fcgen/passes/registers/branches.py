@@ -1,8 +1,9 @@
 """branches: what an element-by-element choice leaves to a scalar is chosen by a branch.
 
 In: placed machine IR. Out: where a select's condition is `s or mask`, or `s and mask`, with a scalar s, one side of the branch on
-s keeps `select(mask, x, y)` and the other one is x, or y. What only the mask is made of moves into the first side. All warps that agree on
-s then spend nothing on masks of tiles that are whole.
+s keeps `select(mask, x, y)` and the other one is x, or y. What only the mask is made of moves into the first side; what several such masks
+are made of is made in the first side of each, so that no register holds it in between. All warps that agree on s then spend nothing on
+masks of tiles that are whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, uses
 from ...ir.depends import sources
 from ...ir.elementwise import INVERSE
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
@@ -64,10 +65,10 @@ def _uniform(op: Op, defs: dict[Value, Op]) -> _Uniform | None:
 
 
 def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op], stays: Callable[[Op], bool]) -> Block:
-    moved = _only_for(block, select, u, stays)
+    moved, env = _only_for(block, select, u, stays, defs), Env()
     masked, plain = Builder(select.loc), Builder(select.loc)
-    masked.ops += moved
-    mask = u.mask
+    masked.ops += [copy_op(op, env) for op in moved]
+    mask = env[u.mask]
     for op in u.spread:
         mask = masked.add(replace(op, operands=(mask,), results=(Value(op.result.type),))).result
     masked.do("yield", masked.emit("select", mask, *select.operands[1:], name=select.result.name))
@@ -78,7 +79,7 @@ def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op], stays:
         if op is select:
             test = _opposite(u.s, defs, out) if u.either else u.s
             out.add(Op("if", (test,), select.results, {}, (masked.block(), plain.block()), select.loc))
-        elif not any(op is m for m in moved):
+        else:
             out.add(op)
     return Block(block.args, tuple(out.ops))
 
@@ -90,16 +91,19 @@ def _opposite(s: Value, defs: dict[Value, Op], out: Builder) -> Value:
     return out.emit("not", s, name="masked")
 
 
-def _only_for(block: Block, select: Op, u: _Uniform, stays: Callable[[Op], bool]) -> list[Op]:
-    """The ops of the block that the mask is made of and nothing else reads, but for what the select's condition is spread by; in order."""
+def _only_for(block: Block, select: Op, u: _Uniform, stays: Callable[[Op], bool], defs: dict[Value, Op]) -> list[Op]:
+    """The ops of the block that the mask is made of and nothing but masks reads, but for what the select's condition is spread by; in
+    order. What is loaded, only this mask reads."""
     readers = uses(block)
     inside = {v for o in block.ops for r in o.regions for v in r.reads}
-    chosen: list[Op] = [select]
+    others = [op for op in block.ops if _uniform(op, defs) is not None]
+    chosen, mine, wanted = [select, *others], [select], {v for o in others for v in o.operands[1:]} | {u.s, *select.operands[1:]}
     for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
         read = [x for r in op.results for x in readers.get(r, ())]
-        gone = bool(read) and all(any(x is c for c in chosen) for x in read) and not inside & set(op.results)
-        wanted = u.s in op.results or bool(set(op.results) & set(select.operands[1:]))
-        if gone and not wanted and not op.regions and not has_effect(op) and not stays(op):
+        gone = bool(read) and not inside & set(op.results) and not wanted & set(op.results) and not op.regions and not has_effect(op)
+        if gone and all(any(x is c for c in (mine if op.kind == "load" else chosen)) for x in read) and not stays(op):
             chosen.append(op)
+            if all(any(x is c for c in mine) for x in read):
+                mine.append(op)
     # the condition itself and what it is spread by are left to be removed
-    return sources([u.mask], Block((), tuple(reversed(chosen[1:])))) or []
+    return sources([u.mask], Block((), tuple(o for o in block.ops if any(o is c for c in chosen[1 + len(others):])))) or []
