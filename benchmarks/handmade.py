@@ -213,7 +213,12 @@ def made(job: tuple[str, int]) -> Made:
     kind, n = job
     if kind == "int4":
         return edited(compiled(("int4-16", INT4[n][2], "sm_90a", "fp16"))[1], INT4[n][4])
-    _, spec, schedule, _, edits = ROTARIES[n]
+    label, spec, schedule, _, edits = ROTARIES[n]
+    if label.startswith("first tile"):  # compiled anew, with another constant
+        pieces.FIRST.update(load=int(label.split()[-1]))
+        q = getattr(prologues.specs, spec).compile(target="sm_90a", schedule=fc.Schedule.parse(schedule), check=False,
+                                                   **prologues.binding(spec, 128))
+        return Made(compiler.build(q._source, q.schedule, q.target, check=False, cache=False))
     p = prologues.build((spec, 128, "sm_90a", fc.Schedule.parse(schedule)))
     return Made(error=p) if isinstance(p, str) else edited(Made(p.built, p.resources), edits)
 
