@@ -19,6 +19,8 @@ from multiprocessing import get_context
 from typing import Any
 
 import fcgen as fc
+from fcgen.build import compiler
+from fcgen.passes.memory import pieces
 from fcgen.runtime import cubin, nvrtc
 
 from . import prologues
@@ -170,7 +172,7 @@ ROTARIES: list[tuple[str, str, str, bool, Edits]] = [
     ("plain", "plain", PLAIN, True, ()), ("plain, static", "plain", PLAIN + ", persistent=static", True, ()),
     ("plain, dynamic", "plain", PLAIN + ", persistent=dynamic", True, ()),
     ("as it is", "rotated", ROTARY, True, ()), ("static", "rotated", ROTARY + ", persistent=static", True, ()),
-    ("dynamic", "rotated", ROTARY + ", persistent=dynamic", True, ()), ("pdl", "rotated", ROTARY + ", pdl=True", True, ()),
+    ("dynamic", "rotated", ROTARY + ", persistent=dynamic", True, ()), ("first tile 3", "rotated", ROTARY, True, ()), ("first tile 5", "rotated", ROTARY, True, ()), ("pdl", "rotated", ROTARY + ", pdl=True", True, ()),
     ("straight, 1 ahead", "rotated", DIRECT, True, (partial(maker, deep=1),)),
     ("straight, 2 ahead", "rotated", DIRECT, True, (partial(maker, deep=2),)),
     ("straight, 4 ahead", "rotated", DIRECT, True, (partial(maker, deep=4),)),
@@ -228,7 +230,8 @@ def rotary(all_made: list[Made], rounds: int) -> list[dict[str, Any]]:
     import torch
 
     torch.manual_seed(0)
-    ways, want = [], {}
+    ways: list[Checked] = []
+    want: dict[str, Any] = {}
     p = prologues.build(("rotated", 128, "sm_90a", fc.Schedule.parse(ROTARY)))
     q = prologues.build(("plain", 128, "sm_90a", fc.Schedule.parse(PLAIN)))
     assert not isinstance(p, str) and not isinstance(q, str)
