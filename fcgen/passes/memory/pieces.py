@@ -25,7 +25,7 @@ MOST = 8
 #: registers that the pieces of a role of their own may take
 ROOM = 72
 #: how many pieces ahead rows are read of a stored tile, and of a tensor; the same outside of loops, where all wait for the first tile
-AHEAD, FIRST = {"unstage": 1, "load": 3}, {"unstage": 1, "load": 6}
+AHEAD, FIRST = {"unstage": 1, "load": 3}, {"unstage": 1, "load": 4}
 ROWWISE = ELEMENTWISE | {"broadcast", "reduce", "combine"}
 
 
