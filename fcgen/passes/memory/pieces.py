@@ -7,8 +7,7 @@ a role of its own makes the tile, what comes straight from tensors is read some 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 from ...ir.access import SCALARS, Access
 from ...ir.core import Block, Kernel, Op, Value
@@ -24,23 +23,22 @@ from ..facts.common import ELEMENTWISE
 MOST = 8
 #: registers that the pieces of a role of their own may take
 ROOM = 72
-#: how many pieces ahead rows are read of a stored tile, and of a tensor; the same outside of loops, where all wait for the first tile
-AHEAD, FIRST = {"unstage": 1, "load": 3}, {"unstage": 1, "load": 4}
+#: how many pieces ahead rows are read of a stored tile, and of a tensor
+AHEAD = {"unstage": 1, "load": 3}
 ROWWISE = ELEMENTWISE | {"broadcast", "reduce", "combine"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     buffers: list[Value] = []
-    out = map_bodies(kernel, lambda body: _block(body, buffers, schedule.makers > 0, FIRST))
+    out = map_bodies(kernel, lambda body: _block(body, buffers, schedule.makers > 0))
     return replace(out, buffers=(*out.buffers, *buffers)) if buffers or out is not kernel else kernel
 
 
-def _block(block: Block, buffers: list[Value], made: bool, ahead: dict[str, int]) -> Block:
-    """made: what is stored to a slot is the work of a role of its own. ahead: how far rows are read ahead here."""
-    inside = [partial(_block, buffers=buffers, made=made, ahead=AHEAD if o.kind == "for" else ahead) for o in block.ops]
-    block = Block(block.args, tuple(o.within(f) for o, f in zip(block.ops, inside)))
+def _block(block: Block, buffers: list[Value], made: bool) -> Block:
+    """made: what is stored to a slot is the work of a role of its own."""
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, buffers, made)) for o in block.ops))
     while (group := _first(block, made)) is not None:
-        block = replace(group, ahead=ahead).rewritten(buffers)
+        block = group.rewritten(buffers)
     return block
 
 
@@ -55,7 +53,6 @@ class _Group:
     layout: RegLayout
     count: int
     small: RegLayout
-    ahead: dict[str, int] = field(default_factory=lambda: AHEAD)
 
     def rewritten(self, buffers: list[Value]) -> Block:
         mine = {id(o) for o in (*self.stores, *self.work)}
@@ -101,12 +98,12 @@ class _Group:
             return (first, zero) if len(v.type.shape) == 2 else (zero, first)
 
         for o in reads:
-            for n in range(min(self.ahead[o.kind], self.count)):
+            for n in range(min(AHEAD[o.kind], self.count)):
                 read(o, n)
         for n, env in enumerate(envs):
             for o in reads:
-                if n + self.ahead[o.kind] < self.count:
-                    read(o, n + self.ahead[o.kind])
+                if n + AHEAD[o.kind] < self.count:
+                    read(o, n + AHEAD[o.kind])
             for o in (x for x in self.work if x.kind not in AHEAD):
                 out = Value(self.piece(o.result, rows, small), o.result.name)
                 b.add(replace(o, operands=env.all(o.operands), results=(out,)))
