@@ -202,7 +202,10 @@ def test_the_memory_sends_a_large_operand_once(rows, cols, depth) -> None:
     assert chosen("gemm_nt", "sm_90a", M=rows, N=cols, K=depth).schedule.tile("BM") == 32
 
 
-def test_small_grids_share_what_two_blocks_read() -> None:
-    """Not large ones, whose blocks meet in the second level: measured to be as fast without."""
-    pick = lambda m, n: dict(chosen("gemm_nt", "sm_90a", M=m, N=n, K=8192).schedule.cluster)
-    assert (pick(8192, 512), pick(512, 8192), pick(8192, 8192)) == ({"cols": 2}, {"rows": 2}, {})
+@pytest.mark.parametrize(("rows", "cols", "depth", "cluster"), [
+    (8192, 512, 8192, {"rows": 2}), (512, 8192, 8192, {"rows": 2}), (300, 4096, 4096, {"cols": 4}), (96, 8192, 8192, {"rows": 2}),
+    (128, 4096, 14336, {"rows": 2}), (1024, 1024, 1024, {}), (2048, 2048, 2048, {}), (8192, 8192, 8192, {})])
+def test_grids_that_run_all_at_once_share_what_blocks_of_a_cluster_read(rows, cols, depth, cluster) -> None:
+    """Not large ones, whose blocks meet in the second level, and not short ones. Of cuBLAS on an H200, with and without: 0.91 and 0.74 for
+    96 rows, 0.85 and 0.76 for 300, 0.93 and 1.12 for 1024 x 1024 x 1024."""
+    assert dict(chosen("gemm_nt", "sm_90a", M=rows, N=cols, K=depth).schedule.cluster) == cluster

@@ -76,7 +76,8 @@ class Chooser(Streams):
                     if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
                         continue
                     apart = self.load.made and math == "wgmma" and warps <= 8  # their rings have two slots, and share the room
-                    for stages in (1, 2, 3, 4) if ringed and not apart else (2,):
+                    deep = math == "wgmma" and self.load.at_once(tiles, self.rates.sms)
+                    for stages in (1, 2, 3, 4, *((5, 6) if deep else ())) if ringed and not apart else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
                             p = Plan(tuple(tiles.items()), warps, stages, math, hold)
                             # one slot of a bulk copy is for what leaves no room for two

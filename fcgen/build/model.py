@@ -30,7 +30,7 @@ STRAY = 4
 FREE, OUTSIDE = 16, 48
 #: blocks of a cluster; multiprocessors that clusters leave idle, for each block after the first; clocks until their blocks have met, at
 #: its begin and end; bytes that the second level holds
-CLUSTERS, IDLE, MEET, NEAR = (2, 4), 4, 1000, 40 << 20
+CLUSTERS, IDLE, MEET, NEAR = (2, 4), 4, 2300, 40 << 20
 #: clocks until warps that share rows of a tile have told each other what they found in theirs
 SHARED_ROWS = 300
 #: registers that an accumulator in flight, two iterations' left operands and what they are made of leave to others at least
