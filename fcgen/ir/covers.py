@@ -8,7 +8,8 @@ tensor holds, or that a loop carries, has no line, nor has one under a condition
 outside. What loops do not change is read in front of them (`simplify`), so its line does not hang on whether they have iterations.
 Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
 
-A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index. It follows from the
+A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index, up to some millions of
+them: past that a program is believed. It follows from the
 program as it was traced: later, a persistent kernel's places are computed.
 """
 
@@ -215,7 +216,7 @@ class Grid(NamedTuple):
         return RULES[x[0]](*spans) if x[0] in RULES else None  # type: ignore[no-any-return]
 
     def reach(self, cover: Cover) -> Reach | None:
-        """The positions of a line, or bounds of them where there are too many. For a grid that has programs."""
+        """The positions of a line; None where there are none, or too many to look at. For a grid that has programs."""
         leaves: dict[Place, None] = {}
         for x in cover[2:]:
             _leaves(x, leaves)
@@ -225,8 +226,7 @@ class Grid(NamedTuple):
             span = self.span(leaf)
             total *= max(0, span.hi - span.lo + 1) if span is not None else MOST_PLACES + 1
             if total > MOST_PLACES:
-                whole = self.span(cover[2]) or Span(-1, 2**31)
-                return Reach(whole.lo, whole.hi)
+                return None
             assert span is not None
             values[leaf] = np.arange(span.lo, span.hi + 1, dtype=np.int64).reshape([-1 if k == n else 1 for k in range(len(leaves))])
             if leaf[0] == "in":

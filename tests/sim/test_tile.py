@@ -78,7 +78,7 @@ def test_arguments():
     p, x = compiled(fc.f32), np.ones((5, 16))
     for given, word in [
         ({"X": x, "Z": np.ones((6, 16)), "factor": 1.0}, "size of M"),
-        ({"X": x, "Z": np.ones((5, 8)), "factor": 1.0}, "size of 16"),
+        ({"X": x, "Z": np.ones((5, 8)), "factor": 1.0}, "wrong shape"),
         ({"X": x, "Z": np.ones(5), "factor": 1.0}, "number of axes"),
         ({"X": x, "factor": 1.0}, "`Z` is missing"),
         ({"X": x, "Z": x}, "`factor` is missing"),

@@ -21,7 +21,7 @@ from ...ir.target import Instr, Target
 from ...ir.types import Buffer, Frag, Pending, Tensor
 from .names import Names, comment
 from .plan import Plan, make_plan
-from .text import MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, register_type
+from .text import FOLDED, MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, register_type
 from .words import wished
 
 
@@ -43,9 +43,6 @@ class Unrolled:
     values: list[int]
 
 
-#: (on Python's numbers: addresses are folded by the thousand)
-FOLDED: dict[str, Callable[[int, int], int]] = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "max": max, "min": min,
-                                                "floordiv": int.__floordiv__, "mod": int.__mod__}
 CALLED = re.compile(r"\b\w+(?=\()")
 
 

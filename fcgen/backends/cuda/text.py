@@ -26,6 +26,10 @@ def register_type(dtype: DType) -> str:
 #: type of an element in global memory; narrow ones are raw bits, so that no header is needed
 MEMTYPES = {d.name: d.name if d.per_register > 1 else "unsigned char" if d.name == "i1" else CTYPES[d.name] for d in DTYPES.values()}
 
+#: what is folded at compile time (on Python's numbers: addresses are folded by the thousand)
+FOLDED: dict[str, Callable[[int, int], int]] = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "max": max, "min": min,
+                                                "floordiv": int.__floordiv__, "mod": int.__mod__}
+
 ATOM, UNARY, MUL, ADD, SHIFT, LESS, EQUAL, BITS, AND, TERNARY = 100, 90, 80, 70, 60, 50, 45, 40, 30, 10
 _PREC = {"*": MUL, "/": MUL, "%": MUL, "+": ADD, "-": ADD, "<<": SHIFT, ">>": SHIFT, "<": LESS, "<=": LESS, ">": LESS, ">=": LESS,
          "==": EQUAL, "!=": EQUAL, "&": BITS, "|": BITS, "^": BITS, "&&": AND}
