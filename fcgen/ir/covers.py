@@ -9,8 +9,7 @@ outside. What loops do not change is read in front of them (`simplify`), so its 
 Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
 
 A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index, up to some millions of
-them: past that a program is believed. It follows from the
-program as it was traced: later, a persistent kernel's places are computed.
+them: past that a program is believed. All follows from the program as it was traced: later, a persistent kernel's places are computed.
 """
 
 from __future__ import annotations
