@@ -57,9 +57,8 @@ class Emitter:
         self.arrays: dict[Value, str] = {}       # root -> array name
         self.frames: list[Frame] = [Frame()]
         self.unrolled: dict[Value, Unrolled] = {}
-        self.used: dict[str, Instr] = {}         # device functions to print
-        self.helpers: dict[str, str] = {}        # index helper name -> definition
-        self.tables: dict[bytes, str] = {}       # index table -> helper name
+        self.used: dict[str, Instr] = {}  # device functions to print
+        self.helpers, self.tables = dict[str, str](), dict[bytes, str]()  # index helper name -> definition, index table -> helper name
         self.shared: dict[tuple[object, str], str] = {}  # what means the same in each role -> its name
         self.sizes: dict[str, None] = {}
         self.strides: dict[tuple[Value, int], str] = {}
