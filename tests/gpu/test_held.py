@@ -25,14 +25,16 @@ def test_a_bias_and_a_cap_that_change_from_call_to_call(d):
     def run(bias, cap):
         return fc.attention(q, k, v, score=lambda s, b, h, i, j: cap * fc.tanh(s / cap) + bias[h, i, j].to(fc.f32))
 
+    known = lambda: {key: len(f._known) for key, f in captured._families.items() if key[0] is attention and dict(key[4]).get("D") == d}
+    before = known()  # of other tests in this process
     for seed, cap in enumerate((20.0, 5.0, 2.5)):
         torch.manual_seed(seed)
         bias = torch.randn(4, 300, 520, device="cuda", dtype=torch.float16)
         got = run(bias, cap)
         want = reference(q, k, v, lambda s: cap * torch.tanh(s / cap) + bias.double(), d**-0.5)  # noqa: B023 (called at once)
         assert (got.double() - want).abs().max() < 4e-3
-    families = [f for key, f in captured._families.items() if key[0] is attention and dict(key[4]).get("D") == d]
-    assert families and all(len(f._known) <= 1 for f in families), "nothing was traced again"
+    after = known()
+    assert after and all(n <= max(1, before.get(key, 0)) for key, n in after.items()), "nothing was traced again"
 
 
 @pytest.mark.parametrize("scale", [-0.2, 0.0, 3.0])

@@ -314,12 +314,13 @@ class _Splitter:
 
     def switches(self, op: Op, affine: Affine, bounds: Range) -> dict[Value, Value]:
         """Conditions that hold in all tiles or in none, and the scalar that says which; of selects that ask for others too, which hold in
-        a range of them: tiles in that range, or outside of it, then ask for the one kind or for both."""
+        a range of them: tiles in that range, or outside of it, then ask for the one kind or for both. Not what hangs on one axis alone: it
+        becomes a limit that the others have anyway (D=128, causal, backward: 96 bytes of spills for none)."""
         out: dict[Value, Value] = {}
         for o in walk(op.regions[0]):
             if o.kind == "select" and isinstance(o.operands[0].type, Tile) and self.passes(o):
                 ranges = {v: self.clip(affine.must(v, bounds), bounds) for v, wanted in self.parts(o.operands[0], True) if wanted}
-                flags = {v: flag for v, r in ranges.items() if (flag := affine.switched(r)) is not None}
+                flags = {v: flag for v, r in ranges.items() if len(v.type.shape) > 1 and (flag := affine.switched(r)) is not None}
                 if any(v not in flags and not r.is_all and not r.is_empty for v, r in ranges.items()):
                     out.update(flags)
         return out
