@@ -135,7 +135,9 @@ class Tensor(pretend.Tensor):
         return self._like(self.array.transpose(*axes))
 
     def expand(self, *shape: Any) -> Tensor:
-        return self._like(np.broadcast_to(self.array, shape[0] if isinstance(shape[0], tuple) else shape))
+        shape = shape[0] if isinstance(shape[0], tuple) else shape
+        strides = np.broadcast_to(self.array, shape).strides
+        return self._like(np.lib.stride_tricks.as_strided(self.array, shape, strides))  # may be written, as torch's
 
     def contiguous(self) -> Tensor:
         return self._like(np.ascontiguousarray(self.array))

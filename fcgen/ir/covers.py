@@ -216,6 +216,8 @@ class Grid(NamedTuple):
 
     def reach(self, cover: Cover) -> Reach | None:
         """The positions of a line; None where there are none, or too many to look at. For a grid that has programs."""
+        if len(cover) == 3 and isinstance(cover[2], tuple) and cover[2][0] == "at":
+            return Reach(0, self.count(cover[2][1]) - 1)  # each of them
         leaves: dict[Place, None] = {}
         for x in cover[2:]:
             _leaves(x, leaves)

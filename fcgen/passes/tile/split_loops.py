@@ -315,7 +315,7 @@ class _Splitter:
     def switches(self, op: Op, affine: Affine, bounds: Range) -> dict[Value, Value]:
         """Conditions that hold in all tiles or in none, and the scalar that says which; of selects that ask for others too, which hold in
         a range of them: tiles in that range, or outside of it, then ask for the one kind or for both. Not what hangs on one axis alone: it
-        becomes a limit that the others have anyway (D=128, causal, backward: 96 bytes of spills for none)."""
+        becomes a limit that the others have anyway, and a loop that is short of registers spills where it asks twice."""
         out: dict[Value, Value] = {}
         for o in walk(op.regions[0]):
             if o.kind == "select" and isinstance(o.operands[0].type, Tile) and self.passes(o):
