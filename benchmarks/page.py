@@ -53,9 +53,8 @@ class Results:
         """variant -> head size -> over what it is held to (base, or a padded batch) and other libraries' times, each of the last run that
         had it"""
         out: dict[str, dict[int, dict[str, float]]] = {}
-        again = sorted(self.names("variants-*.json"), key=lambda name: self.read(name)["environment"]["date"])
-        for file in ("variants.json", *again):
-            for name, case in self.read(file)["cases"].items():
+        for run in (self.read("variants.json"), *self.by_date("variants-*.json")):
+            for name, case in run["cases"].items():
                 head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
                 t = case["times"]
                 words = {"base": "base", "padded": "base", "fa3": "fa3", "flex": "flex"}
@@ -66,17 +65,24 @@ class Results:
     def backward(self, dtype: str) -> Race:
         """The same of backward passes."""
         out: Race = {}
-        for (kind, d, mask, n), by in self.backward_rates("backward-race.json").items():
+        for (kind, d, mask, n), by in self.backward_rates("backward-race*.json").items():
             if kind == dtype:
                 best = max((x for x in by if x in ("fa3", "cudnn")), key=lambda x: by[x])
                 out.setdefault((d, mask), {})[n] = by["fcgen"], by["fcgen"] / by[best], best
         return out
 
-    def backward_rates(self, name: str) -> dict[tuple[str, int, str, int], dict[str, float]]:
-        """(dtype, head size, variant, length) -> who -> TFLOP/s."""
+    def by_date(self, pattern: str) -> list[Any]:
+        """Files of such names, the last run last."""
+        return sorted(map(self.read, self.names(pattern)), key=lambda run: run["environment"]["date"])
+
+    def backward_rates(self, pattern: str) -> dict[tuple[str, int, str, int], dict[str, float]]:
+        """(dtype, head size, variant, length) -> who -> TFLOP/s, each of the last run that had it."""
         out: dict[tuple[str, int, str, int], dict[str, float]] = {}
-        for r in self.read(name)["table"]:
-            out.setdefault((r["dtype"], r["head"], r["variant"], r["length"]), {})[r["name"]] = r["tflops"]
+        for run in self.by_date(pattern):
+            cells: dict[tuple[str, int, str, int], dict[str, float]] = {}
+            for r in run["table"]:
+                cells.setdefault((r["dtype"], r["head"], r["variant"], r["length"]), {})[r["name"]] = r["tflops"]
+            out |= cells
         return out
 
     def training(self) -> list[tuple[str, dict[str, float]]]:
@@ -251,12 +257,13 @@ def _of_backward(results: Results) -> str:
     said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items() if x)
     cells = [[f"{d} {mask}", *(f"{c[s][0]:.0f} ({c[s][1]:.2f})" for s in lengths)] for (d, mask), c in by["fp16"].items()]
     more = ""
-    if results.has("backward-variants.json"):
+    if results.has("backward-variants*.json"):
         names = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
                  "flex": "FlexAttention"}
-        table = [[what, *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
-                 for (_, _, what, _), rates in results.backward_rates("backward-variants.json").items()]
-        more = f"\nWith masks, scores and grouped heads, D=128 at 4k:\n\n{rows(['', *names.values()], table)}\n"
+        found = results.backward_rates("backward-variants*.json").items()
+        table = [[f"D={d}, {what}", *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
+                 for (_, d, what, _), rates in sorted(found, key=lambda cell: cell[0][1:3])]
+        more = f"\nWith masks, scores and grouped heads, at 4k:\n\n{rows(['', *names.values()], table)}\n"
     return f"""
 Every cell, in f16 (in brackets over the faster of cuDNN's and FlashAttention-3's, which is timed by its own call):
 geometric mean {said}. Time of the GPU alone: it is held until all calls of a turn are in its queue.
