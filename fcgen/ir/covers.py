@@ -225,10 +225,9 @@ class Grid(NamedTuple):
         mask, total = np.ones((1,) * len(leaves), bool), 1
         for n, leaf in enumerate(leaves):
             span = self.span(leaf)
-            total *= max(0, span.hi - span.lo + 1) if span is not None else MOST_PLACES + 1
-            if total > MOST_PLACES:
+            total *= max(0, span.hi - span.lo + 1) if span is not None else 0
+            if span is None or not 0 < total <= MOST_PLACES:
                 return None
-            assert span is not None
             values[leaf] = np.arange(span.lo, span.hi + 1, dtype=np.int64).reshape([-1 if k == n else 1 for k in range(len(leaves))])
             if leaf[0] == "in":
                 low, high = (_computed(y, values, self.sizes) for y in leaf[2:])

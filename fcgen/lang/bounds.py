@@ -10,11 +10,11 @@ here raises FcError, as any mistake in a spec does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
+from math import inf, prod
 from typing import Any
 
 from ..errors import FcError
-from ..ir.types import DType, f32, i1, i32
+from ..ir.types import DType, f32, i1, i32, i64
 from .arith import elementwise, lift
 from .functions import max as largest
 from .functions import maximum, minimum, where
@@ -23,6 +23,8 @@ from .handles import Handle
 from .mistakes import dtype_of
 from .trace import current, mistake
 
+#: positions times so much are whole numbers of 32 bits
+SMALL = 128
 Each = Callable[[], Handle]
 Ends = tuple[Any, Any]
 
@@ -75,13 +77,13 @@ class Verdict(_Blocks):
 class Bounds(_Blocks):
     """ends: lo <= x <= hi, where they are known. axis: whose positions alone it follows from (None: from none; "": from more than one's);
     each: makes its elements, where it follows from one. held: it may be anything, and a sum of its ends may wrap where an element's does
-    not."""
+    not. scale: it is at most so many times as large as positions are; 0 of a number that is not known."""
 
-    __slots__ = ("axis", "each", "ends", "held", "kind")
+    __slots__ = ("axis", "each", "ends", "held", "kind", "scale")
 
-    def __init__(self, kind: DType, ends: Ends | None, axis: str | None, each: Each | None, held: bool = False):
+    def __init__(self, kind: DType, ends: Ends | None, axis: str | None, each: Each | None, held: bool = False, scale: int = 1):
         super().__init__(None, ())  # type: ignore[arg-type]
-        self.kind, self.ends, self.axis, self.each, self.held = kind, ends, axis, each, held
+        self.kind, self.ends, self.axis, self.each, self.held, self.scale = kind, ends, axis, each, held, scale
 
     @property
     def dtype(self) -> DType:
@@ -94,11 +96,14 @@ class Bounds(_Blocks):
         h = lift(x, self.kind)
         if isinstance(x, Verdict) or h.labels:
             self._no_value()
-        return Bounds(h.dtype, (h, h), None, lambda: h)
+        return Bounds(h.dtype, (h, h), None, lambda: h, False, abs(x) if type(x) is int else 0)
 
     def to(self, dtype: Any) -> Any:
         d, each = dtype_of(dtype), self.each
-        known = None if self.ends is None or self.held else (self.ends[0].to(d), self.ends[1].to(d))
+        keeps = d.is_float or d in (i32, i64)  # the order of all positions; narrower and unsigned numbers wrap
+        known = (self.ends[0].to(d), self.ends[1].to(d)) if self.ends is not None and not self.held and keeps else None
+        if known is None and each is None:
+            self._no_value()
         return Bounds(d, known, self.axis, (lambda: each().to(d)) if each is not None else None, True)
 
     def among(self, name: str, args: tuple[Any, ...]) -> Any:
@@ -107,7 +112,8 @@ class Bounds(_Blocks):
             self._no_value()
         xs = [self.of(x) for x in args]
         axes = {x.axis for x in xs} - {None}
-        known = all(x.ends is not None and not x.held for x in xs)
+        scale = prod(x.scale for x in xs) if name == "mul" else max((x.scale for x in xs if x.axis is not None), default=0)
+        known = all(x.ends is not None and not x.held for x in xs) and (name != "mul" or (0 < scale <= SMALL and len(axes) < 2))
         every: list[Each] = [x.each for x in xs if x.each is not None]
         each = (lambda: elementwise(name, *[make() for make in every])) if len(axes) < 2 and len(every) == len(xs) else None
         if name in COMPARED:
@@ -117,7 +123,7 @@ class Bounds(_Blocks):
         if found is None and each is None:
             self._no_value()
         kind = self.kind if found or each is None else each().dtype
-        return Bounds(kind, found, axes.pop() if len(axes) == 1 else "" if axes else None, each, found is None)
+        return Bounds(kind, found, axes.pop() if len(axes) == 1 else "" if axes else None, each, found is None, scale)
 
     def of_each(self, c: Handle, axis: Any) -> Verdict:
         counted = where(c, 1, 0)

@@ -22,6 +22,8 @@ FLOATS = RNG.standard_normal(N).astype(np.float32).repeat(20)[:N]
 FLOATS[::7], FLOATS[40:60] = np.nan, np.nan
 FLAGS = np.repeat(RNG.integers(0, 2, N), 17)[:N].astype(np.uint8)
 
+wrapped = lambda i, n: (i * n).astype(np.int32)
+
 #: name -> (mask, what it is in NumPy, whether its lists are exact)
 MASKS: dict[str, Any] = {
     "documents": (masks.documents(SORTED[:M], SORTED), lambda i, j: SORTED[i] == SORTED[j], True),
@@ -40,6 +42,8 @@ MASKS: dict[str, Any] = {
     "numbers of keys": (lambda b, h, i, j: (MIXED[j] * 3 % 4 == 1) & (fc.maximum(i, j) < 450),
                         lambda i, j: (MIXED[j] * 3 % 4 == 1) & (np.maximum(i, j) < 450), False),
     "what weighs more": (lambda b, h, i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), lambda i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), False),
+    "what wraps": (lambda b, h, i, j: (i * 1103515245 > j * 12345678) & (i.to(fc.u8) >= (j * 5).to(fc.u8)),
+                   lambda i, j: (wrapped(i, 1103515245) > wrapped(j, 12345678)) & (i.astype(np.uint8) >= (j * 5).astype(np.uint8)), False),
     "no numbers": (lambda b, h, i, j: ~(FLOATS[i] >= FLOATS[j]), lambda i, j: ~(FLOATS[i] >= FLOATS[j]), False),
     "of one axis": (lambda b, h, i, j: (j - MIXED[j] > i) & (i.to(fc.f32) * 0.5 < 120.0),
                     lambda i, j: (j - MIXED[j] > i) & (i * 0.5 < 120), False),
@@ -79,7 +83,9 @@ def test_masks_without_bounds_are_asked_about_every_element() -> None:
                       (lambda b, h, i, j: small[i] == small[j], True), (lambda b, h, i, j: abs(MIXED[j]) > 3, True),
                       (lambda b, h, i, j: small[i] - small[j] > 1, False), (lambda b, h, i, j: j - MIXED[i] > i, False),
                       (lambda b, h, i, j: (i - j).to(fc.f32) * 0.5 > 1.0, False), (lambda b, h, i, j: (i ^ j) > 5, False),
-                      (lambda b, h, i, j: (i - j) // j == 1, False)):
+                      (lambda b, h, i, j: (i - j) // j == 1, False), (lambda b, h, i, j: i * j > 9000, False),
+                      (lambda b, h, i, j: i * 1000 * 1000 + j * 3 > 5, False),
+                      *((lambda b, h, i, j, d=d: (i - j).to(d) > 3, False) for d in ("u8", "i8", "u32"))):
         assert (blocks._bounded(functions(mask=mask), "sm_90a", (128, 128), None) is not None) == one
 
 

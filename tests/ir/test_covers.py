@@ -152,3 +152,18 @@ def test_one_number_for_each_program_is_there_or_refused(run, read, want):
     with pytest.raises(FcError, match="is too short") as e:
         getattr(p, run)(Q=q, K=k, V=v, scale=0.25)
     assert e.value.expected == want
+
+
+def test_loops_without_iterations_around_places_of_unknown_ends_reach_nothing():
+    @fc.kernel
+    def spec(X: "f32[H, M]", W: "f32[G, M]", step: "i32", Y: "out f32[H, M]"):
+        h, rows = fc.grid(X.H, fc.tile(X.M, "BM"))
+        x = fc.var(fc.load(X[h, rows]))
+        for i in fc.loop(step, start=step + 1):
+            for j in fc.loop(step // 1, start=h % -3):
+                x <<= x + fc.load(W[fc.where(fc.maximum(i, step) < W.G, 1, j % 3), rows])
+        fc.store(Y[h, rows], x)
+
+    p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+    for run in (p.interpret, p.simulate):
+        assert run(X=np.ones((2, 2), np.float32), W=np.ones((8, 2), np.float32), step=3)["Y"].sum() == 4

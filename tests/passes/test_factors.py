@@ -75,3 +75,29 @@ def test_what_two_masks_are_made_of_is_made_where_each_is_used():
     kernel = run_passes(compiled("sm_90a").tile, SCHEDULES["sm_90a"], compiled("sm_90a").target, stop_after="branches")
     branches = [op for op in walk_kernel(kernel) if op.kind == "if" and any(o.kind == "select" for o in op.regions[0].ops)]
     assert len(branches) == 2 and all(any(o.kind == "iota" for o in op.regions[0].ops) for op in branches)
+
+
+@fc.kernel
+def scaled(X: T[M, D], Y: T[N, D], Z: T[N, D], O: "out f32[M, D]"):
+    """`product` by a number that is known behind the second dot, and one that is made behind the last early tile."""
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    x, out, fade = fc.load(X[rows]), fc.var(fc.zeros(rows, X.D)), fc.var(1.0)
+    for cols in fc.loop(fc.tile(Y.N, "BN")):
+        z = fc.load(Z[cols])
+        s, late = fc.dot(x, fc.load(Y[cols]).T), fc.dot(x, z.T)
+        t = fc.tanh(s)
+        d = fc.exp(fc.where(cols.valid, t, -fc.inf)) * (late - 1.0)
+        most = fc.max(fc.max(fc.where(cols.valid, late, -100.0), axis=cols), axis=rows)
+        d = d * most * fc.exp(fade) * (1.0 - t * t)
+        out <<= out + fc.dot(fc.where(cols.valid, d, 0.0).to(Z.dtype), z)
+        fade <<= fade * 0.5
+    fc.store(O[rows], out)
+
+
+@pytest.mark.filterwarnings("ignore:this max is of one tile")
+@pytest.mark.parametrize("target", SCHEDULES)
+def test_numbers_that_are_known_late_stay_where_they_are(target):
+    program = scaled.compile(target=target, schedule=SCHEDULES[target], T=fc.f16, D=16)
+    x, y, z = ((np.random.default_rng(n).standard_normal((70, 16)) / 4).astype(np.float16) for n in range(3))
+    got, want = (run(X=x, Y=y, Z=z)["O"] for run in (program.simulate, program.interpret))
+    assert np.abs(got - want).max() < 5e-3 * np.abs(want).max()

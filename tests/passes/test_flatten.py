@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,29 @@ def test_one_loop_takes_the_tiles_of_both_in_their_order(triangle, target):
         want = sum(((w @ x[i].T * keep) @ x[i] for i in range(s)), np.zeros((n, 16)))
         got = program.simulate(X=x, W=w)["Y"]
         assert np.abs(got - want).max(initial=0.0) < 2e-2 * max(1.0, np.abs(want).max(initial=0.0)), (s, m, n)
+
+
+@fc.kernel
+def fading(X: T[S, M, D], W: T[N, D], Y: "out f32[N, D]"):
+    """As `nested`, each s by a weight that follows from what the inner loop before has carried."""
+    (cols,) = fc.grid(fc.tile(W.N, "BLOCK_N"))
+    w, acc, weight = fc.load(W[cols]), fc.var(fc.zeros(cols, W.D)), fc.var(1.0)
+    for s in fc.loop(X.S):
+        now = weight * 3.0
+        for rows in fc.loop(fc.tile(X.M, "BLOCK_M")):
+            x = fc.load(X[s, rows])
+            acc <<= acc + fc.dot((fc.dot(w, x.T) * now).to(X.dtype), x)
+            weight <<= weight * 0.5
+    fc.store(Y[cols], acc)
+
+
+@pytest.mark.parametrize("target", SCHEDULES)
+def test_what_is_in_front_of_the_inner_loop_is_not_computed_in_it(target):
+    schedule = replace(SCHEDULES[target], split=fc.Schedule().split)  # there are no masks
+    program = fading.compile(target=target, schedule=schedule, T=fc.f16, D=16)
+    x, w = (np.random.default_rng(0).standard_normal(shape).astype(np.float16) for shape in ((3, 70, 16), (64, 16)))
+    got, want = (run(X=x, W=w)["Y"] for run in (program.simulate, program.interpret))
+    assert np.abs(got - want).max() < 5e-3 * np.abs(want).max()
 
 
 def test_a_range_that_changes_in_the_outer_loop_keeps_both():

@@ -1,9 +1,9 @@
 """factors: of a product of tiles, those that are known early are multiplied early.
 
 In: tile IR with its loops split. Out: the same, where a product of several tiles of floats hangs on a dot that others of its factors do not
-wait for, two or more of these being tiles that hang on dots themselves: they are multiplied where the last of them is known, with all
-scalars, and the product with what comes late. So one tile waits in registers for the dot where there were several. Guaranteed: only the
-order of products differs, and where what they are made of stands; there are as many of them or fewer.
+wait for, two or more of these being tiles that hang on dots themselves: they are multiplied where the last of them is known, with the
+scalars that are, and the product with what comes late. So one tile waits in registers for the dot where there were several. Guaranteed:
+only the order of products differs, and where what they are made of stands; there are as many of them or fewer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def _early(block: Block, root: Op) -> Block:
         else:
             factors.append(v)
     waits = _waits(block)
-    scalars = [v for v in factors if not isinstance(v.type, Tile)]
     tiles = [v for v in factors if isinstance(v.type, Tile)]
     last = max((waits.get(v, -1) for v in tiles), default=-1)
     early = [v for v in tiles if waits.get(v, -1) < last]
@@ -62,10 +61,13 @@ def _early(block: Block, root: Op) -> Block:
         moved = _closure(early, anchor, block, at)
         if moved is not None:
             break
+    scalars = [v for v in factors if not isinstance(v.type, Tile)]
+    known = [v for v in scalars if at.get(v, -1) <= anchor]
+    late = [*(v for v in scalars if v not in known), *late]
     made = Builder(root.loc)
     product = reduce(lambda a, b: made.emit("mul", a, b), early)
-    if scalars:
-        product = made.emit("mul", product, reduce(lambda a, b: made.emit("mul", a, b), scalars))
+    if known:
+        product = made.emit("mul", product, reduce(lambda a, b: made.emit("mul", a, b), known))
     rest = Builder(root.loc)
     *front, end = late
     for v in front:

@@ -51,5 +51,7 @@ def _runs(outer: Op, scalars: Sequence[Op], inner: Op, last: Op) -> bool:
     plain = all(isinstance(r.type, Scalar) for op in scalars for r in op.results) and not any(o.regions or has_effect(o) for o in scalars)
     made = {*body.args, *(r for op in scalars for r in op.results)}
     same = inner.operands[2:] == body.args[1:] and last.operands == inner.results
+    carried = set(body.args[1:])  # as they are where an inner loop begins: nobody but that reads them
+    same = same and not any(not carried.isdisjoint(op.reads) for op in (*scalars, *inner.regions[0].ops))
     products = any(op.kind == "dot" for op in inner.regions[0].ops)
     return products and plain and same and made.isdisjoint(inner.operands[:2])
