@@ -57,7 +57,8 @@ def written(paths: Mapping[Path, Path | None], width: int = 5) -> list[str]:
 
 
 class Steps:
-    """How long each step of something takes: call it with the step's name as the step begins; `text` ends the last one."""
+    """How long each step of something takes: call it with the step's name as the step begins; `text` ends the last one, and leaves out
+    those that took no time, since what they make was there."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []
@@ -67,7 +68,8 @@ class Steps:
 
     def text(self) -> str:
         ends = [*(t for _, t in self.begun[1:]), time.perf_counter()]
-        return ", ".join(f"{name} {(end - start) * 1e3:.0f} ms" for (name, start), end in zip(self.begun, ends))
+        took = [(name, round((end - start) * 1e3)) for (name, start), end in zip(self.begun, ends)]
+        return ", ".join(f"{name} {ms} ms" for name, ms in took if ms)
 
 
 def milliseconds(start: float) -> str:
