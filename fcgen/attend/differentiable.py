@@ -123,8 +123,8 @@ class _Attention(_Function):
     @staticmethod
     def forward(run: Pass, q: Any, k: Any, v: Any, *held: Any) -> Any:
         known = _known.get()
-        if known is not None:
-            return known[0].detach(), known[1].detach()
+        if known is not None:  # of a call whose heads were widened since: zeros, as the values beside them are
+            return torch.nn.functional.pad(known[0].detach(), (0, v.shape[-1] - known[0].shape[-1])), known[1].detach()
         with tensors.followed():
             return run.call.run(q, k, v)
 
