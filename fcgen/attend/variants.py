@@ -126,7 +126,7 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
                     continue
                 if e.code != "compile/schedule":
                     raise
-                refused = refused or e.message  # (a base whose tiles do not suit was not lowered: a smaller one says what is wrong with both)
+                refused = refused or e.message  # (a smaller one says what is wrong with a base that was not lowered)
                 if schedule is base:
                     break
         base = _without(base, refused) if refused else None
