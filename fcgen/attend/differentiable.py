@@ -32,17 +32,21 @@ from .variants import PLAIN
 _known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
 
 
-def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    """(out, log-sum-exp), with derivatives."""
+def begin(call: Call, q: Any, k: Any, v: Any) -> Pass:
+    """A call with the plan of its backward pass."""
     held: list[Any] = []
     moved = moves(call.given, q, k, v)
     with tensors.followed():
         plan = plan_of(call, q, k, v, q.requires_grad or moved, k.requires_grad or v.requires_grad or moved, held)
-    run = Pass(call, plan, held)
-    saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
+    return Pass(call, plan, held)
+
+
+def attend(run: Pass, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """(out, log-sum-exp), with derivatives."""
+    saved = [x for x in run.call.saved if isinstance(x, torch.Tensor)]
     dual = torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
     with as_outside() if dual else nullcontext():  # a graph that is called with dual numbers runs below torch's autograd
-        return _Attention.apply(run, q, k, v, *held, *saved)  # type: ignore[no-any-return]
+        return _Attention.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -240,5 +244,5 @@ def _leave(*functions: Any) -> None:
 for _c in (_Attention, _Gradients, _Tangent, _Second):
     vars(_c)["forward"].__func__.__signature__ = inspect.signature(_c.forward)  # torch asks for it at every call
 
-_leave(attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
+_leave(begin, attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
                                           for f in (c.forward, c.setup_context, c.backward, c.jvp)])
