@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,8 +44,11 @@ def begin(call: Call, q: Any, k: Any, v: Any) -> Pass:
 def attend(run: Pass, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with derivatives."""
     saved = [x for x in run.call.saved if isinstance(x, torch.Tensor)]
-    dual = torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
-    with as_outside() if dual else nullcontext():  # a graph that is called with dual numbers runs below torch's autograd
+    if torch._C._are_functorch_transforms_active():
+        return _Attention.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
+    if torch.autograd.forward_ad._current_level < 0:
+        return _Directly.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
+    with as_outside():  # a graph that is called with dual numbers runs below torch's autograd
         return _Attention.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
 
 
@@ -154,6 +157,18 @@ class _Attention(_Function):
         return _Tangent.apply(ctx.run, o, lse, q, k, v, tq, tk, tv, *held)
 
 
+class _Directly(torch.autograd.Function):
+    """The same where no transform is about. For those torch binds arguments by their signature, which takes as long as the launch."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        out = _Attention.forward(*args)
+        _Attention.setup_context(ctx, args, out)
+        return out
+
+    backward = _Attention.backward
+
+
 class _Gradients(_Function):
     first = 2
 
@@ -245,4 +260,4 @@ for _c in (_Attention, _Gradients, _Tangent, _Second):
     vars(_c)["forward"].__func__.__signature__ = inspect.signature(_c.forward)  # torch asks for it at every call
 
 _leave(begin, attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
-                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)])
+                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)], _Directly.forward)
