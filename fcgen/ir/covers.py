@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import FcError
 from .access import accesses
-from .core import Block, Kernel, Op, Value, walk, walk_kernel
+from .core import Block, Kernel, Op, Value, blocks, walk, walk_kernel
 from .depends import followed
 from .elementwise import FNS
 from .op_table import OPS
@@ -124,9 +124,9 @@ class _Found:
     def around(self, op: Op, scopes: tuple[_Scope, ...]) -> tuple[_Scope, ...]:
         """Those that decide about it: a read that is the same in all iterations is made in front of them, even if there is none."""
         while scopes and (body := scopes[-1].body) is not None and OPS[op.kind].effect == "read":
-            changes = {a for o in walk(body) for region in o.regions for a in region.args}.union(body.args)
-            need = followed(op.operands, self.made) or {}
-            if any(not changes.isdisjoint(o.operands) for o in (op, *need.values())):
+            changes = {a for b in blocks(body) for a in b.args}
+            need = followed(op.operands, self.made) or ()
+            if any(not changes.isdisjoint(o.operands) for o in (op, *need)):
                 break
             scopes = scopes[:-1]
         return scopes

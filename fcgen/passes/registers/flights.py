@@ -146,7 +146,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
     staged: dict[Any, int] = {}
     sent: dict[Value, int] = {}
     looped: dict[Value, int] = {}
-    inside = {id(o) for f in walk(homes.kernel.body) if f.kind == "for" for o in walk(f.regions[0])}
+    inside = {o for f in walk(homes.kernel.body) if f.kind == "for" for o in walk(f.regions[0])}
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
@@ -155,7 +155,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
                     slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
                     staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
-            (looped if id(op) in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
+            (looped if op in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
     room -= sum(rings.values())
     mine = sum(staged.values()) + sum(looped.values())
     if schedule.persistent != "none":

@@ -20,7 +20,7 @@ from ...ir.access import Access, along
 from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
 from ...ir.moves import quad_rows
-from ...ir.rewrite import Builder, Env
+from ...ir.rewrite import Builder, Env, branch
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
@@ -274,12 +274,11 @@ class _Placer:
         self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
         moved = b.emit("vote_any", b.emit("ne", self.want(row, layout, b, env), one, type=Frag(i1, row.type.shape, layout)), name="moved")
-        inner = Builder(op.loc)
+        inner, keep, out = Builder(op.loc), Builder(op.loc), Value(_at(op.result, home), op.result.name)
         with self.inside(inner, True):
-            inner.do("yield", self.compute(op, home, inner, env))
-        keep = Builder(op.loc)
-        keep.do("yield", self.want(tile, home, keep, env))
-        return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
+            product = self.compute(op, home, inner, env)
+        b.add(branch(moved, inner, [product], [self.want(tile, home, keep, env)], (out,), keep))
+        return out
 
     def reduced(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)

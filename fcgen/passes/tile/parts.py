@@ -12,7 +12,7 @@ from dataclasses import replace
 from ...errors import FcError, Loc
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ...ir.known import const_of
-from ...ir.rewrite import Builder
+from ...ir.rewrite import Builder, branch
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tensor, Tile, i32
@@ -31,7 +31,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
             _shared(op, part, schedule.parts, defs, b)
         elif op.kind != "yield" and effect(op) == "write":
             first = first or b.emit("eq", part, b.const(0), name="first_part")
-            b.do("if", first, regions=(Block((), (op, Op("yield"))), Block((), (Op("yield"),))))
+            then = Builder()
+            then.add(op)
+            b.add(branch(first, then, loc=op.loc))
         else:
             b.add(op)
     grid = (*kernel.grid, GridAxis("part", schedule.parts, cluster=schedule.parts))
@@ -40,7 +42,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def shared_loop(body: Block, parts: int) -> Op:
     """The loop that is shared. Raises FcError "compile/schedule" where there is none, or it is more than sums."""
-    loops = [op for op in body.ops if any(o.kind == "for" for o in walk(Block((), (op,))))]
+    loops = [op for op in body.ops if any(o.kind == "for" for o in walk(op))]
     if len(loops) != 1 or loops[0].kind != "for":
         raise without_effect("parts", "blocks share the iterations of one loop", expected="one loop outside of all others", got=parts)
     (loop,) = loops
