@@ -4,10 +4,10 @@ and no guard stands in front.
 What cannot be seen to lie inside for all sizes stands in `meta covers`, a line (NAME, axis, PLACE, CONDITION, ...) each, and is checked by
 the launch, the interpreter and the simulator. A PLACE is a number, a name (of a size or an i32 scalar), (at, n) for the index on grid axis
 n, (in, k, LOW, HIGH) for that of a loop, or (OP, PLACE, ...). The access is made where all CONDITIONs hold. A place that hangs on what a
-tensor holds, or that a loop carries, has no line, nor has one under a condition of this kind: the simulator reports it where it is
-outside. What loops do not change is read in front of them (`simplify`), and added behind them (`totals`), so its line does not hang on whether they
-have iterations.
-Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
+tensor holds, or that a loop carries, has no line, nor has one under a condition of this kind: the simulator reports it where it is outside.
+What loops do not change is read in front of them (`simplify`), and added behind them (`totals`), so its line does not hang on whether they
+have iterations. Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them
+(`//`, `%`).
 
 A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index, up to some millions of
 them: past that a program is believed. All follows from the program as it was traced: later, a persistent kernel's places are computed.

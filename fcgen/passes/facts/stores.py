@@ -15,7 +15,7 @@ from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
 from ...ir.moves import matrix_blocks
 from ...ir.named_barriers import WARPGROUP
-from ...ir.store_ops import part_shape, refusal
+from ...ir.store_ops import MOST_AXES, part_shape, refusal
 from ...ir.target import Target
 from ...ir.types import Buffer, Tensor
 from .common import without_effect
@@ -78,6 +78,9 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
     if want is None:
         return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                        expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    if len(access.axes) > MOST_AXES:
+        return FcError("compile/schedule", f"{name} has more axes than a bulk copy can follow", loc=op.loc, expected=f"at most {MOST_AXES}",
+                       got=len(access.axes), hint=f"join axes, as in {name}[batches * heads, rows, columns], or {instead}")
     if (wrong := access.unbounded()) is not None:
         return FcError("compile/schedule", f"bulk copies of {name} take {wrong.rule}", loc=op.loc, expected=wrong.expected, got=wrong.got,
                        hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")

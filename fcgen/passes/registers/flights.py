@@ -18,7 +18,7 @@ from ...ir.alignment import WIDEST
 from ...ir.core import Block, Op, Value, walk
 from ...ir.depends import readers
 from ...ir.layout import SmemLayout, native_smem
-from ...ir.store_ops import MOST_AXES, MOST_BOX
+from ...ir.store_ops import MOST_BOX
 from ...ir.types import Buffer, Tile
 from ..facts.common import ELEMENTWISE, index_slice, without_effect
 from ..facts.stores import bulk_refusal
@@ -125,7 +125,7 @@ def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bo
         return False
     if copy == "tma":
         boxed = ring_buffer(t).layout.panel <= MOST_BOX and t.shape[-1] * t.dtype.bytes % WIDEST == 0
-        boxed = boxed and len(op.operands[0].type.dims) <= MOST_AXES and op.operands[0].type.dtype.bits <= 32
+        boxed = boxed and op.operands[0].type.dtype.bits <= 32
         return boxed and len(t.shape) <= 2 and bulk_refusal(op, homes.kernel, homes.defs, "") is None
     run = next(n for n in range(homes.widest(op), 0, -1) if t.shape[-1] % n == 0)
     ahead = loop is None or index_slice(loop, op.operands[1:], written) is not None

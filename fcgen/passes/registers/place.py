@@ -97,7 +97,7 @@ class _Placer:
             try:
                 self.op(op, b, env)
             except FcError as e:
-                raise e.at(op.loc) from None
+                raise e.at(op.place or op.loc) from None
 
     def op(self, op: Op, b: Builder, env: Env) -> None:
         if op.kind == "for":
@@ -219,7 +219,8 @@ class _Placer:
         if op.kind in ELEMENTWISE or op.kind == "gather":
             args = [x if isinstance(x.type, Tensor) else self.want(x, layout, b, env) for x in op.operands]
             return b.emit(op.kind, *args, type=t, name=v.name, loc=op.loc, **op.attrs)
-        raise AssertionError(f"{op.kind} has no home and cannot be remade")
+        raise FcError("compile/unsupported", f"{op.kind}: threads do not keep whole parts of %{v.name or '?'} to themselves", got=v.type,
+                      expected="a part of what a dot makes, along the columns of each warp")
 
     def convert(self, v: Value, home: Any, b: Builder, name: str, of: Value | None = None) -> Value:
         """Through shared memory, unless the map is the same. of: the tile of the program that it is. A row of it is stored once, in front

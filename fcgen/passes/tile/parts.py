@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import FcError, Loc
+from ...ir.attrs import RANK
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ...ir.known import const_of
 from ...ir.rewrite import Builder, branch
@@ -22,6 +23,9 @@ from ..facts.common import effect, without_effect
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.parts == 1:
         return kernel
+    if len(kernel.grid) == RANK:
+        raise FcError("compile/schedule", "Schedule.parts: the grid has no room for one more axis, of the blocks that share a loop",
+                      expected=f"at most {RANK - 1} axes", got=RANK, hint="join axes, or leave parts out of the schedule")
     loop = shared_loop(kernel.body, schedule.parts)
     part, b = Value(Scalar(i32), "part"), Builder()
     defs, first = definitions(kernel.body), None
