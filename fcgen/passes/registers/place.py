@@ -220,7 +220,7 @@ class _Placer:
             args = [x if isinstance(x.type, Tensor) else self.want(x, layout, b, env) for x in op.operands]
             return b.emit(op.kind, *args, type=t, name=v.name, loc=op.loc, **op.attrs)
         raise FcError("compile/unsupported", f"{op.kind}: threads do not keep whole parts of %{v.name or '?'} to themselves", got=v.type,
-                      expected="a part of what a dot makes, along the columns of each warp")
+                      loc=op.place or op.loc, expected="a part of what a dot makes, along the columns of each warp")
 
     def convert(self, v: Value, home: Any, b: Builder, name: str, of: Value | None = None) -> Value:
         """Through shared memory, unless the map is the same. of: the tile of the program that it is. A row of it is stored once, in front
