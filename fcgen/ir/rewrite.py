@@ -122,11 +122,6 @@ def branch(condition: Value, then: Builder, gives: Iterable[Value] = (), others:
     return Op("if", (condition,), results, {}, (then.block(), otherwise.block()), loc or then.loc)
 
 
-def each_loop(kernel: Kernel, fn: Callable[[Op], Op | Sequence[Op]]) -> Kernel:
-    """The kernel with `fn(loop)` in the place of each `for`, inner ones first."""
-    return map_bodies(kernel, lambda body: edited(body, lambda op: fn(op) if op.kind == "for" else op))
-
-
 def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:
     """The size that an axis of the grid runs over, as a value."""
     count = next((p for p in kernel.counts if p.name == axis.dim), None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...ir.core import Block, Kernel, Value, walk_kernel
-from ...ir.lifetimes import WRITES
+from ...ir.lifetimes import STORES
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -38,7 +38,7 @@ def _staged_in(buffer: Value, kernel: Kernel) -> list[Block]:
     every = [o for o in walk_kernel(kernel) if buffer in o.operands]
     if len({o.get("chain", n) for n, o in enumerate(loops)}) != 1 or sum(map(len, users)) != len(every):
         return []
-    whole = all(store.kind in WRITES and store.operands[0].type.shape == buffer.type.shape for store, *_ in users)
+    whole = all(store.kind in STORES and store.operands[0].type.shape == buffer.type.shape for store, *_ in users)
     read = all(readers and all(o.kind == "wgmma" for o in readers) for _, *readers in users)
     return [o.regions[0] for o in loops] if whole and read else []
 
