@@ -188,6 +188,12 @@ def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint
         raise RuleError(rule, _listed(expected), _listed(got), hint)
 
 
+def need_none(kind: str, wrong: RuleError | None) -> None:
+    """Raises what is wrong, where something is, as of this op."""
+    if wrong is not None:
+        raise RuleError(f"{kind}: {wrong.rule}", wrong.expected, wrong.got)
+
+
 def _listed(v: Any) -> Any:
     """Types in a row as people write them; they are not put into words before a rule is broken."""
     types = isinstance(v, (tuple, list)) and v and not any(isinstance(x, (int, str)) for x in v)

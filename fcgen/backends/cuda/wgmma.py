@@ -81,7 +81,7 @@ def _there(em: Emitter, v: Value, product: Op, out: dict[Value, Op]) -> bool:
     """Whether what v is made of is in its registers until the product is issued, and is not what the product adds to."""
     ops = em.plan.home[v].ops
     first, last = ops.index(em.plan.maker[v]), ops.index(product)
-    between = (o for op in ops[first + 1:last + 1] for o in walk(Block((), (op,))) if not any(r in out for r in o.results))
+    between = (o for op in ops[first + 1:last + 1] for o in walk(op) if not any(r in out for r in o.results))
     written = {em.plan.root(r) for o in between for r in (*o.results, *(a for region in o.regions for a in region.args))}
     return written.isdisjoint(em.plan.root(b) for o in em.plan.maker[v].operands for b, _ in em.plan.leaves(o))
 

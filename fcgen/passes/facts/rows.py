@@ -61,7 +61,7 @@ def _looped(v: Value, defs: Mapping[Value, Op]) -> bool:
 
 def independent_rows(body: Block) -> int | None:
     """The number of rows of the loop's 2-d tiles, if no row takes anything from another one; else None."""
-    defs = {r: o for o in body.ops for r in o.results}
+    defs = body.made
     loaded = {v for v, o in defs.items() if o.kind == "load"}
     loaded |= {v for v, o in defs.items() if o.kind == "transpose" and o.operands[0] in loaded}
     rows: set[int] = set()

@@ -52,7 +52,7 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
     """The index is only read to find the tile's start; no tensor's last axis runs along it, where runs of elements begin at a whole one;
     and no position is compared with the axis's size: one in front of the axis would pass as valid."""
     starts = _starts(kernel.body, axis, index)
-    other = next((o for o in walk(kernel.body) if index in o.operands and not any(o is s for s in starts)), None)
+    other = next((o for o in walk(kernel.body) if index in o.operands and o not in starts), None)
     if other is not None or not starts:
         raise FcError("compile/schedule", f"Schedule.from_end: the index of {name} is read for more than the tile's start",
                       loc=other.loc if other is not None else None, got=other.kind if other is not None else "nothing")
@@ -99,16 +99,16 @@ def _is_size(v: Value, axis: GridAxis, defs: dict[Value, Op]) -> bool:
 def _follows(v: Value, first: set[Value], defs: dict[Value, Op]) -> bool:
     """Whether a position is the start, or the start and something."""
     sums = {r: o for r, o in defs.items() if o.kind in ("add", "broadcast", "full", "transpose")}
-    found = followed([v], sums, stop=first) or {}
-    return v in first or any(x in first for o in found.values() for x in o.operands)
+    found = followed([v], sums, stop=first) or ()
+    return v in first or any(x in first for o in found for x in o.operands)
 
 
 def _shifted(body: Block, axis: GridAxis, index: Value) -> Block:
-    starts = {id(o) for o in _starts(body, axis, index)}
+    starts = _starts(body, axis, index)
     b, env = Builder(), Env()
     for op in body.ops:
         b.loc = op.loc
-        if id(op) not in starts:
+        if op not in starts:
             b.add(substitute(op, env))
             continue
         start = b.add(replace(substitute(op, env), results=(Value(op.result.type, "whole_start"),))).result

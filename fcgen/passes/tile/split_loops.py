@@ -28,8 +28,9 @@ from functools import reduce
 
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.depends import depending
 from ...ir.known import const_of
-from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead, rewrite
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
@@ -49,12 +50,25 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.along_rows = lambda op: along_rows(op, schedule)
     splitter.positive = promised_positive(kernel)
-    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(_of_all_rows(block, parts))))
     if schedule.split == "branch" and not splitter.branched:
         raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
     if splitter.remarks:
         out = out.with_meta(remarks=tuple(dict.fromkeys([*out.meta.get("remarks", ()), *splitter.remarks])))
     return out
+
+
+def _of_all_rows(body: Block, parts: int) -> Block:
+    """Ends of ranges are those of all rows, where IR that was read has others for another number of groups of warps."""
+    others = {v for o in walk(body) if o.kind == "row_part" and o["parts"] != parts for v in depending(body, o.result)}
+
+    def rule(op: Op, b: Builder, env: Env) -> bool:
+        stale = op.kind == "narrow" and op.operands[1] in others
+        if stale:
+            env[op.result] = op.operands[0]
+        return stale
+
+    return rewrite(body, rule) if others else body
 
 
 class _Splitter:
