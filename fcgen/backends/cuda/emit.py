@@ -35,14 +35,6 @@ class Frame:
     spent: set[tuple[str, str]] = field(default_factory=set)
 
 
-@dataclass
-class Unrolled:
-    """The index of an expanded loop: its name and the values it takes."""
-
-    name: str
-    values: list[int]
-
-
 CALLED = re.compile(r"\b\w+(?=\()")
 
 
@@ -56,7 +48,7 @@ class Emitter:
         self.scalars: dict[Value, X] = {}
         self.arrays: dict[Value, str] = {}       # root -> array name
         self.frames: list[Frame] = [Frame()]
-        self.unrolled: dict[Value, Unrolled] = {}
+        self.unrolled: dict[Value, int] = {}  # index of an expanded loop -> where that ends
         self.used: dict[str, Instr] = {}  # device functions to print
         self.helpers, self.tables = dict[str, str](), dict[bytes, str]()  # index helper name -> definition, index table -> helper name
         self.shared: dict[tuple[object, str], str] = {}  # what means the same in each role -> its name
@@ -77,7 +69,6 @@ class Emitter:
         self.one_thread = False   # the role is a single thread
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
         self.counter = False
-        self.branch: dict[Value, Op] = {}
         self.folded: dict[Value, int | None] = {}
 
     @cached_property
@@ -257,12 +248,11 @@ class Emitter:
         if not over:
             row = [self.fold(v) for v in vs]
             return None if any(x is None for x in row) else (ZERO, np.array([row], dtype=np.int64).reshape(1, len(vs)))
-        u = self.unrolled[over[0]]
-        top = max(u.values) + 1
+        top = self.unrolled[over[0]]
         rows = [[self.fold(v, {over[0]: n}) for v in vs] for n in range(top)]
         if any(x is None for r in rows for x in r):
             return None
-        return X(u.name, depth=self.scalars[over[0]].depth), np.array(rows, dtype=np.int64).reshape(top, len(vs))
+        return self.scalars[over[0]], np.array(rows, dtype=np.int64).reshape(top, len(vs))
 
     def buffer_base(self, ring: Value) -> X:
         """The ring's first byte as a shared-memory address."""

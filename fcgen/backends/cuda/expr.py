@@ -15,9 +15,8 @@ import numpy as np
 from ...errors import FcError
 from ...ir.core import Op, Value
 from ...ir.elementwise import FNS, to_dtype
-from ...ir.layout import OpaqueLayout
 from ...ir.types import DType, Frag, Scalar
-from .emit import EMIT, Emitter, emits
+from .emit import Emitter, emits
 from .spread import GAINS, broadcast_map, spread
 from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 from .words import scalar, wished
@@ -148,16 +147,7 @@ def _size(em: Emitter, op: Op) -> None:
     em.scalars[op.result] = em.size(op["dim"])
 
 
-@emits(*FNS, "select", "cast", "iota", "full", "broadcast")
-def _pointwise(em: Emitter, op: Op) -> None:
-    if isinstance(op.result.type, Scalar):
-        args = [em.scalar(o) for o in op.operands]
-        define_scalar(em, op, rounded(em, _apply_op(em, op, args), op.result.type.dtype))
-    elif op.result not in em.plan.fused:
-        EMIT["materialise"](em, op)
-
-
-def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
+def apply_op(em: Emitter, op: Op, args: list[X]) -> X:
     if op.kind == "select":
         return choose(*args)
     if op.kind == "cast":
@@ -244,7 +234,7 @@ class Registers:
             args = [self.value(o, table) for o in op.operands[op.kind == "gather":]]
             if op.kind == "select" and len(t.shape) == 2:
                 args[1:] = [self.before(a, o) for a, o in zip(args[1:], op.operands[1:])]
-            x = gathered(em, op, args) if op.kind == "gather" else _apply_op(em, op, args)
+            x = gathered(em, op, args) if op.kind == "gather" else apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
@@ -350,10 +340,6 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
                               got=src.type.layout, loc=op.loc)
         rows.append(inner[n % len(inner)][np.array(regs)])
     return over, np.array(rows)
-
-
-def is_opaque(v: Value) -> bool:
-    return isinstance(v.type, Frag) and isinstance(v.type.layout, OpaqueLayout)
 
 
 def gathered(em: Emitter, op: Op, args: list[X]) -> X:

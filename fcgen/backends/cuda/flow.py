@@ -6,12 +6,11 @@ import re
 
 from ...errors import FcError
 from ...ir.core import Block, Op, Value
-from ...ir.layout import OpaqueLayout
 from ...ir.named_barriers import PARTS
 from ...ir.types import Cursor, Frag, Scalar
-from .emit import EMIT, Emitter, Unrolled, emits
+from .emit import EMIT, Emitter, emits
 from .expr import nonneg
-from .frag import evaluate_into
+from .frag import declare, evaluate_into
 from .names import comment
 from .text import CTYPES, X, binary
 
@@ -30,11 +29,11 @@ def emit_block(em: Emitter, block: Block) -> None:
             raise e.at(op.loc) from None
 
 
-def _declare_carried(em: Emitter, op: Op, results: tuple[Value, ...]) -> None:
-    """Arrays and variables for values that a loop or a branch sets."""
-    for r in results:
+def _declare_set(em: Emitter, op: Op) -> None:
+    """Arrays for the fragments that a loop or a branch sets."""
+    for r in op.results:
         if isinstance(r.type, Frag):
-            (EMIT["opaque_declare"](em, Op("declare", (r,))) if isinstance(r.type.layout, OpaqueLayout) else em.declare(r))
+            declare(em, r)
 
 
 def move(em: Emitter, pairs: list[tuple[Value, Value]], scalar_names: dict[Value, str]) -> None:
@@ -89,7 +88,7 @@ def _for(em: Emitter, op: Op) -> None:
     lo, hi = op.operands[:2]
     index, carried = body.args[0], body.args[1:]
     em.comment([op.loc])
-    _declare_carried(em, op, op.results)
+    _declare_set(em, op)
     names = carry_in(em, carried, op.operands[2:])
     move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
     a, b = em.fold(lo), em.fold(hi)
@@ -114,7 +113,7 @@ def _for(em: Emitter, op: Op) -> None:
 
     em.open(head)
     if expanded:
-        em.unrolled[index] = Unrolled(var, list(range(a, b)))  # type: ignore[arg-type]
+        em.unrolled[index] = b  # type: ignore[assignment]
     em.scalars[index] = X(var, depth=em.depth)
     if nonneg(em, lo):
         em.nonneg.add(index)
@@ -154,7 +153,7 @@ def carry_out(em: Emitter, results: tuple[Value, ...], args: tuple[Value, ...], 
 @emits("if")
 def _if(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
-    _declare_carried(em, op, op.results)
+    _declare_set(em, op)
     names: dict[Value, str] = {}
     for r in op.results:
         if isinstance(r.type, Scalar):

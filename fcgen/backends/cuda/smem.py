@@ -108,7 +108,6 @@ class Addresses:
             self.slot, self.row, self.col = base, row, col
             self.address = self._full_address
             self.lane_r, self.lane_c = rows, cols
-            self.known = known is not None
 
     def crossing(self, vec: int) -> tuple[int, int, int] | None:
         """(bit of a lane, bits of an instance's number, bits of an address): lanes with that bit store instances of the number with those
