@@ -21,7 +21,7 @@ from ...ir.target import Instr, Target
 from ...ir.types import Buffer, Frag, Pending, Tensor
 from .names import Names, comment
 from .plan import Plan, make_plan
-from .text import FOLDED, MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, register_type
+from .text import ADD, AND, FOLDED, MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, div, register_type
 from .words import wished
 
 
@@ -254,10 +254,18 @@ class Emitter:
             return None
         return self.scalars[over[0]], np.array(rows, dtype=np.int64).reshape(top, len(vs))
 
+    def expanded(self, op: Op, values: list[Value]) -> tuple[X, np.ndarray]:
+        """As `static`, of positions that the op needs as numbers."""
+        known = self.static(values)
+        if known is None:
+            raise FcError("compile/unsupported", f"{op.kind}: the position is not known when the loop is expanded", loc=op.loc,
+                          hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
+        return known
+
     def buffer_base(self, ring: Value) -> X:
         """The ring's first byte as a shared-memory address."""
         wish = f"{self.ring_name[ring]}_smem" if isinstance(ring.type, Buffer) else self.ring_name[ring]
-        return self.hoist("uint32_t", wish, X(f"smem_base + {self.offset(ring)}", 70))
+        return self.hoist("uint32_t", wish, X(f"smem_base + {self.offset(ring)}", ADD))
 
     def offset(self, ring: Value) -> str:
         """The constant that says where the ring begins."""
@@ -349,13 +357,12 @@ class Emitter:
             name, at = ("lane" if unit == "l" else "warp"), 1
             for f in sorted((f for a in layout.axes for f in a if f.unit == unit), key=lambda f: f.stride):
                 if f.stride > at:
-                    part = X(name) if at == 1 else X(f"{name} / {at}", 80)
-                    terms.append(f"{part} % {f.stride // at} == 0")
+                    terms.append(f"{div(X(name), at)} % {f.stride // at} == 0")
                 at = max(at, f.stride * f.size)
             if at < limit:
                 terms.append(f"{name} == 0" if at == 1 else f"{name} < {at}")
         self._check_writers(layout, terms, loc)
-        return X(" && ".join(terms), 30) if terms else None
+        return X(" && ".join(terms), AND) if terms else None
 
     def _check_writers(self, layout: RegLayout, terms: list[str], loc: Loc | None) -> None:
         lane, warp = np.meshgrid(np.arange(LANES), np.arange(self.kernel.warps))

@@ -18,7 +18,7 @@ from ...ir.elementwise import FNS, to_dtype
 from ...ir.types import DType, Frag, Scalar
 from .emit import Emitter, emits
 from .spread import GAINS, broadcast_map, spread
-from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
+from .text import AND, ATOM, CTYPES, EQUAL, MUL, OR, TERNARY, UNARY, ZERO, X, add, binary, call, every, inside, literal
 from .words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
@@ -36,15 +36,14 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
     fn = FNS[name]
     depth = max(a.depth for a in args)
     if name == "neg":
-        return X(f"-{args[0].within(UNARY + 1)}", UNARY, depth)
+        return X(f"-{args[0].within(ATOM)}", UNARY, depth)
     if name in ("bits", "from_bits"):
         return call("__float_as_int" if name == "bits" else "__int_as_float", *args)
     if name == "not":
         return X(f"{'!' if dtype.name == 'i1' else '~'}{args[0].within(UNARY)}", UNARY, depth)
     if fn.kind == "logic" and dtype.name == "i1" and name in ("and", "or"):
-        op = "&&" if name == "and" else "||"
-        return X(f"{args[0].within(UNARY if op == '||' else 45)} {op} {args[1].within(UNARY if op == '||' else 45)}",
-                 30 if op == "&&" else 20, depth)
+        op, prec, least = ("&&", AND, EQUAL) if name == "and" else ("||", OR, UNARY)
+        return X(f"{args[0].within(least)} {op} {args[1].within(least)}", prec, depth)
     if name in ("shl", "shr") and not (args[1].text.rstrip("uL").isdigit() and int(args[1].text.rstrip("uL")) < dtype.computed.bits):
         return call(em.fn(f"{name}_{dtype.computed.name}"), *args)
     if fn.symbol and not (name == "div" and dtype.name != "f64"):
@@ -62,7 +61,7 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
         if name == "rcp":
             return binary("/", X("1.0"), args[0])
         if name == "sigmoid":
-            return X(f"1.0 / (1.0 + exp(-{args[0].within(UNARY + 1)}))", 80, depth)
+            return X(f"1.0 / (1.0 + exp(-{args[0].within(ATOM)}))", MUL, depth)
         return call(_LIBM64.get(name, name), *args)
     if name == "exp":
         return call(em.fn("exp2_approx"), binary("*", args[0], literal(math.log2(math.e), dtype)))
@@ -82,7 +81,7 @@ def cast(x: X, src: DType, dst: DType) -> X:
     if a == b:
         return x
     if dst.name == "i1":
-        return binary("!=", x, X("0"))
+        return binary("!=", x, ZERO)
     return call("static_cast<long long>" if b == "long long" else b, x)
 
 
@@ -121,7 +120,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
     users = em.plan.users.get(v, [])
     if inline is None:
         same = len(users) == 1 and users[0][1] is em.plan.home[v] and users[0][0].kind not in ("for", "yield", "if")
-        inline = (x.prec == 100 and "(" not in x.text and "[" not in x.text) or (same and len(x.text) <= 40)
+        inline = (x.prec == ATOM and "(" not in x.text and "[" not in x.text) or (same and len(x.text) <= 40)
     if inline:
         em.scalars[v] = x
         return
@@ -307,18 +306,14 @@ def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -
         raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout,
                       loc=op.loc)
     first = em.form(parts[:, 0] - parts[0, 0], over, f"part_{em.array(base)}")
-    return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else X("0")
+    return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else ZERO
 
 
 def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
     """(index, int [trips, registers]): for each value of the enclosing expanded loop's index, the register of the *stored*
     fragment that holds each register of the slice. Found by comparing coordinates in every warp and lane."""
     src, out = op.operands[0], op.result.type
-    known = em.static([op.operands[1]])
-    if known is None:
-        raise FcError("compile/unsupported", "slice: the position is not known when the loop is expanded", loc=op.loc,
-                      hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
-    over, firsts = known
+    over, firsts = em.expanded(op, [op.operands[1]])
     inner = np.arange(src.type.layout.regs)[None]
     maker = em.plan.maker.get(src)
     if maker is not None and maker.kind == "slice":
@@ -344,16 +339,17 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
 
 def gathered(em: Emitter, op: Op, args: list[X]) -> X:
     """An element of a tensor, zero outside of it."""
-    (tensor, *positions), dtype, inside, offset = op.operands, op.result.type.dtype, [], X("0")
+    (tensor, *positions), dtype, conditions, offset = op.operands, op.result.type.dtype, list[X](), ZERO
     for axis, (p, dim) in enumerate(zip(args, tensor.type.dims)):
-        unsigned = call("unsigned", p)
-        inside.append(f"{unsigned} < {call('unsigned', em.size(dim))}" if positions[axis].type.dtype.bits == 32 else
-                      f"{p.within(60)} >= 0 && {p.within(60)} < {em.size(dim)}")
+        size = em.size(dim)
+        conditions += [inside(p, size)] if positions[axis].type.dtype.bits == 32 else [binary(">=", p, ZERO), binary("<", p, size)]
         s = em.stride(tensor, axis)
         offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
     raw = X(f"{em.pname[tensor]}[{offset}]")
     if dtype.per_register > 1:
         raw = call(em.fn(f"to_{dtype.computed.name}_{dtype.name}"), raw)
     if dtype.bits == 1:
-        raw = binary("!=", raw, X("0"))
-    return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))
+        raw = binary("!=", raw, ZERO)
+    where = every(conditions)
+    assert where is not None
+    return choose(where, raw, literal(0, dtype))

@@ -12,7 +12,7 @@ from .emit import EMIT, Emitter, emits
 from .expr import nonneg
 from .frag import declare, evaluate_into
 from .names import comment
-from .text import CTYPES, X, binary
+from .text import CTYPES, SHIFT, UNARY, X, binary
 
 
 def emit_block(em: Emitter, block: Block) -> None:
@@ -108,8 +108,8 @@ def _for(em: Emitter, op: Op) -> None:
         var = em.names(index.name, "n")
         pragma = "#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}"
         if op.get("descending"):
-            return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
-        return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]
+            return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(SHIFT)}; --{var}) {{"]
+        return [pragma, f"for (int {var} = {x}; {var} < {y.within(SHIFT)}; ++{var}) {{"]
 
     em.open(head)
     if expanded:
@@ -162,7 +162,7 @@ def _if(em: Emitter, op: Op) -> None:
     then, other = op.regions
     cond = em.scalar(op.operands[0])
     if not _prints(em, op, then) and _prints(em, op, other):
-        then, other, cond = other, then, X(f"!{cond.within(90)}", 90, cond.depth)
+        then, other, cond = other, then, X(f"!{cond.within(UNARY)}", UNARY, cond.depth)
     em.open(f"if ({cond}) {{")
     _branch(em, op, then, names)
     if _prints(em, op, other):

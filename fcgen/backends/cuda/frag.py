@@ -16,7 +16,7 @@ from .emit import Emitter, emits
 from .expr import LONG, Registers, apply, apply_op, define_scalar, gathered, rounded, view_index
 from .opaque import is_opaque
 from .packed import Words, takes
-from .text import BITS, CTYPES, X, add, call, mul
+from .text import BITS, CTYPES, X, add, binary, call, mul
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -76,7 +76,7 @@ def members(i: X, per: int) -> list[X]:
         return [i]
     if i.text.isdigit():
         return [X(str(per * int(i.text) + k)) for k in range(per)]
-    return [add(X(f"{per} * {i}", 80), X(str(k))) for k in range(per)]
+    return [add(binary("*", X(str(per)), i), X(str(k))) for k in range(per)]
 
 
 def words(em: Emitter, n: int, per: int, word: Callable[..., list[str]]) -> None:

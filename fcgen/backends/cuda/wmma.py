@@ -6,22 +6,19 @@ import numpy as np
 
 from ...errors import FcError
 from ...ir.core import Op, Value
-from ...ir.layout import OpaqueLayout
+from ...ir.layout import LANES, OpaqueLayout
 from ...ir.types import Frag
 from .emit import Emitter, emits
 from .frag import put
 from .opaque import ELEMENT, count, declare, grid
-from .text import X, add, closed_form, mul
+from .text import ZERO, X, add, mul, total
 
 
 def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value, transposed: bool) -> tuple[str, int]:
     """(byte offset in shared memory of fragment i, as text; elements from row to row)."""
     lay, b = t.layout, buffer.type
     assert isinstance(lay, OpaqueLayout)
-    known = em.static([row, col])
-    if known is None:
-        raise FcError("compile/unsupported", "wmma: the position is not known when the kernel is compiled", loc=op.loc)
-    over, at = known
+    over, at = em.expanded(op, [row, col])
     r, c = grid(t)
     wm, wn = lay.part_of(np.arange(em.kernel.warps))
     i = np.arange(r * c)
@@ -35,11 +32,10 @@ def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value,
     if b.layout.panel % 16 or b.layout.row_bytes(b.dtype.bytes) % 16:
         raise FcError("compile/unsupported", "wmma: rows start on 16 bytes and panels are whole fragments", got=b.layout,
                       loc=op.loc)
-    x = add(em.offset_of(buffer), X(str(int(base[0, 0, 0]))))
-    x = add(x, em.form((addr[:, 0, 0] - base[0, 0, 0]), over, "part"))
-    wx = closed_form(addr[0, :, 0] - base[0, 0, 0], X("warp"))
-    x = add(x, wx if wx is not None else X("0"))
-    x = add(x, em.form(addr[0, 0] - base[0, 0, 0], X("i") if r * c > 1 else X("0"), "place"))
+    first = int(addr[0, 0, 0])
+    part, warp = em.form(addr[:, 0, 0] - first, over, "part"), em.lane_form(np.zeros(LANES, np.int64), addr[0, :, 0] - first)
+    place = em.form(addr[0, 0] - first, X("i") if r * c > 1 else ZERO, "place")
+    x = total([em.offset_of(buffer), X(str(first)), part, warp, place])
     return x.text, b.layout.panel + b.layout.pad
 
 
@@ -76,7 +72,7 @@ def _mma(em: Emitter, op: Op) -> None:
     (m, k), (_, n) = grid(a.type), grid(b.type)
     em.comment([op.loc])
     name = put(em, acc, op.result)
-    mi, ni, ki = (X(v) if count > 1 else X("0") for v, count in (("mi", m), ("ni", n), ("ki", k)))
+    mi, ni, ki = (X(v) if count > 1 else ZERO for v, count in (("mi", m), ("ni", n), ("ki", k)))
     c = f"{name}[{add(mul(mi, n), ni)}]"
     em.w.nest({"ki": k, "mi": m, "ni": n},
               [f"wmma::mma_sync({c}, {em.array(a)}[{add(mul(mi, k), ki)}], {em.array(b)}[{add(mul(ki, n), ni)}], {c});"])

@@ -35,9 +35,9 @@ __device__ __forceinline__ int floor_div(int a, int b) {
 
 // PTX ISA, ld
 __device__ __forceinline__ unsigned short ld_shared_b16(uint32_t src) {
-    unsigned short h;
-    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(h) : "r"(src) : "memory");
-    return h;
+    unsigned short y;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(y) : "r"(src) : "memory");
+    return y;
 }
 
 // PTX ISA, cvt: half to float, exact
