@@ -186,13 +186,21 @@ def _has_both_halves(em: Emitter, op: Op) -> bool:
 # ---- one register of a fragment --------------------------------------------------------------------------------------
 
 
+#: axes of what is broadcast -> what runs along them
+_ALONG: dict[tuple[int, ...], str] = {(0,): "row", (1,): "col"}
+
+
+def _position(v: Value, along: tuple[int, ...] | None) -> str:
+    return v.name or _ALONG.get(along or (), "pos")
+
+
 class Registers:
     """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the
     loop's body (`lines`)."""
 
     def __init__(self, em: Emitter, i: X, lines: list[str], domain: str = "tile"):
         self.em, self.i, self.lines, self.domain = em, i, lines, domain
-        self.hint = ""
+        self.along: tuple[int, ...] | None = None  # axes of what is broadcast, within one
         self.known: dict[tuple[Value, bytes], X] = {}
 
     def value(self, v: Value, table: np.ndarray, final: bool = False) -> X:
@@ -212,14 +220,13 @@ class Registers:
         if op.kind == "full":
             return em.scalar(op.operands[0])
         if op.kind == "iota":
-            layout = t.layout
-            base = em.thread_part(layout, 0, f"{v.name or 'pos'}0")
+            layout, word = t.layout, _position(v, self.along)
             regs = np.asarray(layout.part(0, "r", np.arange(layout.regs)))[table]
-            return add(base, em.form(regs, self.i, f"{v.name or 'pos'}_at"))
+            return add(em.thread_part(layout, 0, f"{word}0"), em.form(regs, self.i, f"{word}_at"))
         if op.kind == "broadcast":
-            outer, self.hint = self.hint, {(0,): "row_", (1,): "col_"}.get(tuple(op["axes"]), "at_") + self.domain
+            outer, self.along = self.along, tuple(op["axes"])
             x = self.value(op.operands[0], broadcast_map(op)[table])
-            self.hint = outer
+            self.along = outer
             return x
         if op.kind in ("lt", "le", "gt", "ge") and (sides := self.against_position(op, table)) is not None:
             return binary(FNS[op.kind].symbol, *sides)
@@ -276,14 +283,15 @@ class Registers:
             return None
         layout = source.result.type.layout
         regs = np.asarray(layout.part(0, "r", np.arange(layout.regs)))[broadcast_map(step)[at]]
-        base = em.thread_part(layout, 0, f"{source.result.name or 'pos'}0")
+        word = _position(source.result, tuple(step["axes"]))
+        base = em.thread_part(layout, 0, f"{word}0")
         bound = self.value(y, table)
-        return em.form(regs, self.i, f"{source.result.name or 'pos'}_at"), binary("-", bound, base)
+        return em.form(regs, self.i, f"{word}_at"), binary("-", bound, base)
 
     def load(self, v: Value, table: np.ndarray) -> X:
         """Register of a stored fragment, or of a view into one."""
         em = self.em
-        base, at = view_index(em, v, table, self.i, self.hint)
+        base, at = view_index(em, v, table, self.i, "" if self.along is None else f"{_ALONG.get(self.along, 'at')}_{self.domain}")
         name, t = em.array(base), base.type
         if t.dtype.per_register > 1:
             return call(em.fn(f"at_{t.dtype.name}"), name, at)

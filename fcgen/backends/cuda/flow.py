@@ -96,8 +96,6 @@ def _for(em: Emitter, op: Op) -> None:
     if expanded and b <= a:  # type: ignore[operator]
         carry_out(em, op.results, carried, names)
         return
-    if op.get("part"):
-        em.w.line(comment(f"{op['part']} part of the range"))
     x, y = em.scalar(lo), em.scalar(hi)
     last_index = str(b - 1) if b is not None else binary("-", y, X("1"))
 
@@ -106,10 +104,11 @@ def _for(em: Emitter, op: Op) -> None:
     def head() -> list[str]:
         nonlocal var
         var = em.names(index.name, "n")
-        pragma = "#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}"
+        lines = [comment(f"{op['part']} part of the range")] if op.get("part") else []
+        lines.append("#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}")
         if op.get("descending"):
-            return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(SHIFT)}; --{var}) {{"]
-        return [pragma, f"for (int {var} = {x}; {var} < {y.within(SHIFT)}; ++{var}) {{"]
+            return [*lines, f"for (int {var} = {last_index}; {var} >= {x.within(SHIFT)}; --{var}) {{"]
+        return [*lines, f"for (int {var} = {x}; {var} < {y.within(SHIFT)}; ++{var}) {{"]
 
     em.open(head)
     if expanded:

@@ -115,6 +115,7 @@ def _memory(tag: str, n: int) -> list[Instr]:
             f"const {cvec} v = *static_cast<const {cvec}*>(src);\n    " + " ".join(f"d[{i}] = v.{f};" for i, f in enumerate("xyzw"[:n])))
     write = (f"*static_cast<{ctype}*>(dst) = v[0];" if one else
              f"*static_cast<{cvec}*>(dst) = make_{cvec}({', '.join(f'v[{i}]' for i in range(n))});")
+    much = "a register" if one else f"{n} registers"
     return [
         Instr(f"ld_shared_{tag}x{n}", f"{ctype}* d, uint32_t src",
               f'asm volatile("ld.shared{v}.{ptx} {group(numbered(n))}, [%{n}];"'
@@ -122,8 +123,8 @@ def _memory(tag: str, n: int) -> list[Instr]:
         Instr(f"st_shared_{tag}x{n}", f"uint32_t dst, const {ctype}* v",
               f'asm volatile("st.shared{v}.{ptx} [%0], {group(numbered(n, 1))};"'
               f' :: "r"(dst), {each(con, n, "v[{i}]")} : "memory");', "PTX ISA, st"),
-        Instr(f"ld_global_{tag}x{n}", f"{ctype}* d, const void* src", read, f"{n} registers in one global load"),
-        Instr(f"st_global_{tag}x{n}", f"void* dst, const {ctype}* v", write, f"{n} registers in one global store")]
+        Instr(f"ld_global_{tag}x{n}", f"{ctype}* d, const void* src", read, f"{much} in one global load"),
+        Instr(f"st_global_{tag}x{n}", f"void* dst, const {ctype}* v", write, f"{much} in one global store")]
 
 
 def _numeric() -> list[Instr]:

@@ -84,7 +84,7 @@ __device__ __forceinline__ float div_approx(float a, float b) {
     return y;
 }
 
-// 1 registers in one global store
+// a register in one global store
 __device__ __forceinline__ void st_global_b32x1(void* dst, const uint32_t* v) {
     *static_cast<uint32_t*>(dst) = v[0];
 }

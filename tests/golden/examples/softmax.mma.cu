@@ -82,11 +82,11 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         l[i] = 0.0f;
-    // full part of the range
     const int x_row = warp * 4;
     const int x_col = lane * 8;
     const f16* x_base = X + (long long)(rows_start + x_row) * X_s0 + x_col;
     const int x_pos = rows_start + x_row;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile = 0; cols_tile < whole_to; ++cols_tile) {
         // soft.add(fc.load(X[rows, cols]).to(fc.f32))  [softmax.py:14]
@@ -299,8 +299,8 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     for (int i = 0; i < 4; ++i)
         rcp_l[i] = rcp_approx(l[i]);
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:15]
-    // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile_3 = 0; cols_tile_3 < whole_to; ++cols_tile_3) {
         const int cols_start_2 = cols_tile_3 * 256;

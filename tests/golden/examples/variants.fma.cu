@@ -167,12 +167,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         acc[i] = 0.0f;
-    // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
     const uint32_t k_tile_at = k_tile_smem + q_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
     const uint32_t v_at = v_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         const int cols_start = cols_tile * 64;
@@ -362,10 +362,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // full part of the range
     const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
     const uint32_t v_at_2 = v_smem_2 + q_lane;
     const uint32_t tile_at_2 = tile_smem_2 + q_lane;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
         const int cols_start_2 = cols_tile_2 * 64;
@@ -551,10 +551,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // masked part of the range
     const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
     const uint32_t v_at_3 = v_smem_3 + q_lane;
     const uint32_t tile_at_3 = tile_smem_3 + q_lane;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
         const int cols_start_3 = cols_tile_3 * 64;
