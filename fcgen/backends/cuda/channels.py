@@ -177,12 +177,12 @@ def _row_part(em: Emitter, op: Op) -> None:
 @emits("claim")
 def _claim(em: Emitter, op: Op) -> None:
     em.counter = True
-    name = em.names(op.result.name, "next")
+    name, claimed = em.names(op.result.name, "next"), "atomicAdd(counter, 1) + int(gridDim.x);  // the next tile that no block has taken"
     if em.one_thread:
-        em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+        em.w.line(f"const int {name} = {claimed}")
     else:  # the others hear of it
         em.w.line(f"int {name} = 0;")
-        em.w.line(f"{ONE}{name} = atomicAdd(counter, 1) + int(gridDim.x);")
+        em.w.line(f"{ONE}{name} = {claimed}")
     em.scalars[op.result] = X(name, depth=em.depth)
     em.nonneg.add(op.result)
 
@@ -200,6 +200,7 @@ def _claim_done(em: Emitter, op: Op) -> None:
 @emits("post")
 def _post(em: Emitter, op: Op) -> None:
     *values, slot = op.operands
+    em.w.line("// told to the other roles" if em.one_thread else "// told to the other warps")
     for n, v in enumerate(values):
         em.w.line(f"{'' if em.one_thread else ONE}{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
 

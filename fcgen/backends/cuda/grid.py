@@ -12,6 +12,8 @@ def grid(em: Emitter) -> None:
     order = list(kernel.order) or list(range(len(kernel.grid)))
     users = em.plan.users
     left = div(X("blockIdx.x"), kernel.cluster)
+    if any(a in users for a in kernel.body.args):
+        em.w.line("// this program's place in the grid, from its block's number: the fastest axis first")
     for n, a in enumerate(order):
         axis, arg = kernel.grid[a], kernel.body.args[a]
         used, last = arg in users, n == len(order) - 1

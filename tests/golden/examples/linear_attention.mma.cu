@@ -123,6 +123,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t tile_smem = smem_base + tile_offset;
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
     const uint32_t tile_smem_3 = smem_base + tile_offset_3;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int h = int(blockIdx.x) % H;
     const int b = int(blockIdx.x) / H;
     // w = log_decay[h]  [linear_attention.py:16]

@@ -120,6 +120,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int lane = threadIdx.x % 32;
     const uint32_t q_smem = smem_base + q_offset;
     const uint32_t tile_smem = smem_base + tile_offset;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;

@@ -143,6 +143,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_smem_9 = smem_base + tile_offset_9;
     const uint32_t acc_tile_smem_4 = smem_base + acc_tile_offset_4;
     const uint32_t tile_smem_10 = smem_base + tile_offset_10;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
