@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..build.captured import Family
 from ..build.program import Program
+from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.core import walk_kernel
 from ..ir.known import const_of
@@ -318,8 +319,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
     if given.given():
         run(over_lists(facts, given, choice, caller, lists.block, absent), given, arguments)
     else:
-        _plain(facts, choice, lists.block, absent, caller, functools.partial(_over_lists, facts, given, choice, caller, lists.block,
-                                                                             absent)).launcher(arguments)
+        key = facts, choice, lists.block, absent, caller
+        kept_in(_programs, 256, key, lambda: _over_lists(facts, given, choice, caller, lists.block, absent)).launcher(arguments)
 
 
 def over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],
@@ -355,15 +356,6 @@ def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller
 
 
 _programs: dict[Any, Program] = {}
-
-
-def _plain(*key: Any) -> Program:
-    *key, make = key  # type: ignore[assignment]
-    if tuple(key) not in _programs:
-        if len(_programs) >= 256:
-            _programs.clear()
-        _programs[tuple(key)] = make()
-    return _programs[tuple(key)]
 
 
 def dividing(schedule: Schedule, block: tuple[int, int]) -> Schedule:
