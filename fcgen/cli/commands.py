@@ -15,7 +15,7 @@ import click
 
 from ..errors import ERROR_CODES, FcError, did_you_mean
 from ..runtime.files import write_files
-from .console import report, say, waiting, write_levels, written
+from .console import as_options, report, say, waiting, write_levels, written
 from .values import argument_option, parse_arguments
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
@@ -32,6 +32,7 @@ class Group(click.Group):
                 raise FcError("cli/usage", "this machine has not the memory for it", got=str(e),
                               hint="smaller sizes: --size M=100") from None
         except FcError as e:
+            e.hint = as_options(e.hint)
             head, _, rest = e.render().partition("\n")
             click.echo(click.style("error ", fg="red", bold=True, reset=False) + click.style("", reset=True) + head, err=True)
             if rest:
@@ -171,6 +172,9 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
     click.echo(f"{program.name} {'on the GPU' if on_gpu else 'in the simulator'}")
     for name, x in outputs.items():
         x = np.asarray(x, np.float64)
+        if not x.size:
+            click.echo(f"  {name} {list(x.shape)}")
+            continue
         line = f"  {name} {list(x.shape)}  mean {x.mean():+.4f}  rms {np.sqrt((x * x).mean()):.4f}"
         if name in want:
             line += f"  max error against the reference {np.abs(x - want[name]).max():.1e}"
@@ -213,11 +217,12 @@ def doctor() -> None:
 @main.command()
 @click.argument("code", required=False)
 def explain(code: str | None) -> None:
-    """What an error code means (all of them without CODE)."""
-    if code is not None and code not in ERROR_CODES:
+    """What an error code means, or the codes that begin with CODE (all of them without it)."""
+    asked = [name for name in ERROR_CODES if code is None or name == code or name.startswith(f"{code.rstrip('/')}/")]
+    if not asked:
         raise FcError("cli/usage", f"no error has the code {code}", got=code,
                       hint=did_you_mean(code, ERROR_CODES, "`fcgen explain` lists all codes"))
-    for name in [code] if code else ERROR_CODES:
+    for name in asked:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 
 
@@ -225,7 +230,7 @@ def explain(code: str | None) -> None:
 @click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
 @click.argument("rows", type=click.IntRange(1))
 @click.argument("cols", type=click.IntRange(1))
-@click.option("--warps", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--warps", default=1, show_default=True, type=click.IntRange(1, 32))
 @click.option("--svg", is_flag=False, flag_value="-", metavar="[FILE]", help="a drawing instead of text, to FILE or the terminal")
 def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None:
     """Picture of a layout: which lane and register, or which bank, holds each element of a ROWS x COLS tile."""
@@ -239,11 +244,15 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
         value = layouts.rowwise(rows, cols, warps)
         text = picture.registers(value)
     else:
-        value = getattr(layouts, name)(rows, cols, (warps, 1))
-        if value.shape != (rows, cols):
+        make = lambda r, c: getattr(layouts, name)(r, c, (warps, 1))
+        r = next(n for n in range(16, 16 * warps + 1) if make(n, 16).shape[0] == n)  # the smallest tile that is covered whole
+        c = next(n for n in (8, 16) if make(r, n).shape[1] == n)
+        if rows % r or cols % c:
             raise FcError(
-                "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
+                "cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {r} rows and of {c} columns",
+                got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1), hint=f"fcgen layout {name} {-(-rows // r) * r} {-(-cols // c) * c}" + f" --warps {warps}" * (warps > 1)
             )
+        value = make(rows, cols)
         text = picture.registers(value)
     if svg == "-":
         click.echo(picture.svg(value, shape=(rows, cols)))

@@ -44,12 +44,13 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
     return out if out is not None else types[0]
 
 
+_TAKES: dict[str, tuple[Callable[[DType], bool], str]] = {
+    "float": (lambda d: d.is_float, "for floats"), "int": (lambda d: d.is_int, "for integers"),
+    "word": (lambda d: d in (i32, u32), "for integers of 32 bits"), "logic": (lambda d: not d.is_float, "for i1 and integers"),
+    "arith": (lambda d: d != i1, "not defined on i1"), "bits": (lambda d: d == f32, "for 32-bit floats"),
+    "from_bits": (lambda d: d == i32, "for 32-bit integers")}
 #: kind of an elementwise function -> (the dtypes that it takes, in words, which those are)
-TAKES: dict[str, tuple[Callable[[DType], bool], str, str | None]] = {
-    "float": (lambda d: d.is_float, "for floats", "f16, bf16, f32"), "int": (lambda d: d.is_int, "for integers", "i32, i64"),
-    "word": (lambda d: d in (i32, u32), "for integers of 32 bits", "i32, u32"),
-    "logic": (lambda d: not d.is_float, "for i1 and integers", "i1, i32, i64"), "arith": (lambda d: d != i1, "not defined on i1", None),
-    "bits": (lambda d: d == f32, "for 32-bit floats", "f32"), "from_bits": (lambda d: d == i32, "for 32-bit integers", "i32")}
+TAKES = {kind: (takes, what, ", ".join(name for name, d in DTYPES.items() if takes(d))) for kind, (takes, what) in _TAKES.items()}
 
 
 def infer_elementwise(name: str):
@@ -61,8 +62,8 @@ def infer_elementwise(name: str):
         dtype = types[0].dtype
         if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
-        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", None))
-        need(takes(dtype), f"{name} is {what}", expected, dtype if expected else None)
+        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", ""))
+        need(takes(dtype), f"{name} is {what}", expected, dtype)
         return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run

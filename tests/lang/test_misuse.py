@@ -270,3 +270,16 @@ def test_tiles_are_not_python_numbers(expression: str) -> None:
         fc.store(Y[rows], x)
 
     refused(spec, "trace/usage", marker="")
+
+
+@pytest.mark.parametrize(("dtype", "expression", "hint"), [
+    ("f32", "x / X.M", "M.to(fc.f32)"), ("f64", "x / X.M", "M.to(fc.f64)"), ("f16", "X.M / x", "M.to(fc.f16)"),
+    ("f32", "x ** X.M", "M.to(fc.f32)"), ("i32", "x / X.M", "use // for integers"), ("i32", "fc.exp(x)", "convert: .to(fc.f32)")])
+def test_an_integer_where_floats_are_needed(dtype: str, expression: str, hint: str) -> None:
+    def spec(X: "T[M, D]", Y: "out T[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows])
+        fc.store(Y[rows], eval(expression))
+
+    e = refused(spec, "trace/dtype", hint, marker="", T=getattr(fc, dtype))
+    assert dtype not in ("f16", "f64") or dtype in e.expected
