@@ -268,7 +268,10 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
     more = () if acc is None else (_accumulator(acc, labels, a.dtype.computed).value,)
-    return Handle(current().emit("dot", a.value, b.value, *more), labels)
+    out = Handle(current().emit("dot", a.value, b.value, *more), labels)
+    if isinstance(inner_a, Range):
+        current().folded[out.value] = inner_a
+    return out
 
 
 def _accumulator(acc: Any, labels: tuple[Any, ...], dtype: DType) -> Handle:

@@ -13,7 +13,7 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
 from typing import Any
@@ -81,8 +81,9 @@ class Trace:
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
     runs: dict[Value, Any] = field(default_factory=dict)  # tiles of positions that are a range's own -> the range
-    folded: dict[Value, Any] = field(default_factory=dict)  # reductions -> the range that they fold
-    partial: tuple[tuple[FcWarning, Loc], ...] = ()  # what of these hangs on the tile size
+    folded: dict[Value, Any] = field(default_factory=dict)  # reductions and products -> the range that they fold
+    labels: dict[Value, tuple[Any, ...]] = field(default_factory=dict)  # of values that are tiles
+    partial: Callable[[], tuple[tuple[FcWarning, Loc], ...]] = tuple  # what of these hangs on the tile size
 
     def __post_init__(self) -> None:
         self.scope = Scope(Builder(), "kernel", None)
