@@ -38,6 +38,7 @@ class Job:
     spec: str = "lse"
     arch: str = "sm_90"
     sums: str = ""
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def program(job: Job) -> fc.Program:
     if job.spec in BACKWARD:
         spec, more = BACKWARD[job.spec]
         facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more, **turned(job.schedule)}
+        if job.scaled:
+            facts["scaled"] = True
         return spec.compile(target=job.arch, schedule=job.schedule, check=False, **facts)
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))

@@ -56,6 +56,8 @@ BACK_KEYS, BACK_ROWS, BACK_SLOTS = ((1, 64), (2, 64), (2, 128), (3, 192)), (64, 
 BACK_WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("dq",)}, {"late": ("dv", "dk", "dq")}, {"early": ("s",)}, {"early": ("s", "dp")})
 #: candidates of one round robin, so that a turn comes back while the board is in the same state
 HEAT = 10
+#: in front of a candidate of the backward pass that scales what it adds up to dQ
+SCALED = "scaled "
 SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
 
 
@@ -174,13 +176,14 @@ class Search:
         jobs: dict[str, Job] = {}
         for text in texts:
             try:
-                schedule = fc.Schedule.parse(text)
+                scaled = text.startswith(SCALED)
+                schedule = fc.Schedule.parse(text.removeprefix(SCALED))
             except (fc.FcError, ValueError) as error:
                 self.left_out[text] = (str(error).splitlines() or ["?"])[0]
                 continue
-            if (name := str(schedule)) not in self.hung:
+            if (name := SCALED * scaled + str(schedule)) not in self.hung:
                 lazy = self.lazy if schedule.vote or schedule.skip_ones else 0.0
-                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch)
+                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch, scaled=scaled)
         begin = time.monotonic()
         made = build_all(jobs.values()) if jobs else {}
         for text, job in jobs.items():
@@ -292,7 +295,7 @@ class Backward(Search):
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
-        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec == "backward" else g for n, g in of.items()}
+        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec == "backward" and not text.startswith(SCALED) else g for n, g in of.items()}
         launch = launcher(self.good[text])
         return Call(lambda: launch(arguments), scaled)
 
