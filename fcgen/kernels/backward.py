@@ -56,9 +56,9 @@ def derivative(x: Any, dw: Any, lse2: Any, delta: Any, *what: Any) -> tuple[Any,
 
 def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, scaled: bool, seen: Callable[[], Any],
          *functions: Any) -> None:
-    """A tile of rows adds to dk and dv, and its share of dQ / scale, or of dQ if it is scaled, where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ.
-    turned: that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them.
-    seen, functions: what `weights` takes."""
+    """A tile of rows adds to dk and dv, and its share of dQ, which lacks the scale if it is not scaled, where that is asked for. rows: its
+    parts of Q, dO, LSE2, Delta and dQ. turned: that share is made as its transpose, so that rows are the columns of every product, and a
+    tile has any multiple of 8 of them. seen, functions: what `weights` takes."""
     q, do = fc.load(rows[0]), fc.load(rows[1])
     s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
     w, gradient = weights(s * scale, fc.load(rows[2]), seen(), *functions)
