@@ -28,7 +28,7 @@ LAZY = 2.77
 @dataclass(frozen=True)
 class Job:
     """One attention kernel: which spec of the library (a variant of the forward, or of BACKWARD), its compile-time facts, its schedule and
-    target. Of BACKWARD: scaled, groups (heads of rows for each of keys), window (keys in front of a row's own)."""
+    target. Of BACKWARD: groups (heads of rows for each of keys), window (keys in front of a row's own)."""
 
     schedule: fc.Schedule
     d: int = 64
@@ -39,7 +39,6 @@ class Job:
     spec: str = "lse"
     arch: str = "sm_90"
     sums: str = ""
-    scaled: bool = False
     groups: int = 1
     window: int = 0
 
@@ -59,8 +58,6 @@ def program(job: Job) -> fc.Program:
     if job.spec in BACKWARD:
         spec, more = BACKWARD[job.spec]
         facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more, **turned(job.schedule)}
-        if job.scaled:
-            facts["scaled"] = True
         if job.groups > 1:
             facts["grouped"] = True
         if job.window:

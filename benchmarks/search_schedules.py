@@ -58,8 +58,6 @@ BACK_WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("dq",)}, {"late": ("dv", 
 HEAT = 10
 #: of rows, where heads share keys
 HEADS = 64
-#: in front of a candidate of the backward pass that scales what it adds up to dQ
-SCALED = "scaled "
 SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
 
 
@@ -182,14 +180,13 @@ class Search:
         jobs: dict[str, Job] = {}
         for text in texts:
             try:
-                scaled = text.startswith(SCALED)
-                schedule = fc.Schedule.parse(text.removeprefix(SCALED))
+                schedule = fc.Schedule.parse(text)
             except (fc.FcError, ValueError) as error:
                 self.left_out[text] = (str(error).splitlines() or ["?"])[0]
                 continue
-            if (name := SCALED * scaled + str(schedule)) not in self.hung:
+            if (name := str(schedule)) not in self.hung:
                 lazy = self.lazy if schedule.vote or schedule.skip_ones else 0.0
-                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch, scaled=scaled,
+                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch,
                                  groups=self.groups, window=self.window)
         self.jobs |= jobs
         begin = time.monotonic()
@@ -311,8 +308,7 @@ class Backward(Search):
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
-        rounds = self.spec == "backward" and not text.startswith(SCALED)
-        made = self.good[text]
+        rounds, made = self.spec == "backward", self.good[text]
         if self.window:
             p = program(self.jobs[text])
             arguments |= p.family.find(p._given)[2]

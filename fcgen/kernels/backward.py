@@ -54,11 +54,10 @@ def derivative(x: Any, dw: Any, lse2: Any, delta: Any, *what: Any) -> tuple[Any,
     return w, gradient(dw, delta)
 
 
-def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, scaled: bool, seen: Callable[[], Any],
-         *functions: Any) -> None:
-    """A tile of rows adds to dk and dv, and its share of dQ, which lacks the scale if it is not scaled, where that is asked for. rows: its
-    parts of Q, dO, LSE2, Delta and dQ. turned: that share is made as its transpose, so that rows are the columns of every product, and a
-    tile has any multiple of 8 of them. seen, functions: what `weights` takes."""
+def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
+    """A tile of rows adds to dk and dv, and its share of dQ / scale where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ.
+    turned: that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them.
+    seen, functions: what `weights` takes."""
     q, do = fc.load(rows[0]), fc.load(rows[1])
     s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
     w, gradient = weights(s * scale, fc.load(rows[2]), seen(), *functions)
@@ -67,8 +66,7 @@ def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turn
     dk <<= dk + fc.dot(ds, q)
     if rows[4] is not None:
         dq = fc.dot(k.T, ds) if turned else fc.dot(ds.T, k)
-        dq = dq.T if turned else dq
-        fc.atomic_add(rows[4], dq * scale if scaled else dq)
+        fc.atomic_add(rows[4], dq.T if turned else dq)
 
 
 def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
@@ -105,17 +103,15 @@ def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f
 
 
 @fc.kernel
-def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]", *, scale: f32, scaled=False):
+def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]", *, scale: f32):
     b, h, rows = fc.grid(dQ.B, dQ.H, fc.tile(dQ.M, "BLOCK_M"))
-    sums = fc.load(Sums[b, h, rows])
-    fc.store(dQ[b, h, rows], (sums if scaled else sums * scale).to(dQ.dtype))
+    fc.store(dQ[b, h, rows], (fc.load(Sums[b, h, rows]) * scale).to(dQ.dtype))
 
 
 @fc.kernel
 def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
              dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False,
-             scaled=False):
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
@@ -131,8 +127,7 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
             mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-            step(mine, k, v, dk, dv, scale, turned, scaled, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh,
-                 held)
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))

@@ -68,8 +68,7 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
         for rows in fc.loop(fc.tile(queries, "BLOCK_M"), live=lambda rows: live(h, rows)):
             at = rows + start
             mine = Q[at, h], dO[at, h], LSE2[h, at], Delta[h, at], None if dQ is None else dQ[at, h]
-            step(mine, k, v, dk, dv, scale, turned, False, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh,
-                 True)
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, True)
 
     with fc.when(cols.start < held):
         used = (cols + first).until(first + count)
