@@ -13,6 +13,7 @@ What a block of one role does for one tile goes under what hands out tiles (`gri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -31,6 +32,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
+    told = dict.fromkeys([*kernel.meta.get("remarks", ()), *_at_use(kernel, schedule, p)])
+    kernel = kernel.with_meta(remarks=tuple(told)) if told else kernel
     if schedule.copy != "tma" and (schedule.persistent != "none" or schedule.l2):
         box = mailbox(kernel, schedule)
         p.buffers += box.buffers if box is not None else []
@@ -56,6 +59,16 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
         raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
+
+
+def _at_use(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> Iterator[tuple[str, str]]:
+    """Loads of loops in which others run ahead, and that do not: whatever waits for them waits for memory."""
+    for loop in walk(kernel.body):
+        own = [o for o in loop.regions[0].ops if p.own(o)] if loop.kind == "for" and not loop.get("unroll") else []
+        if any(o["site"] in p.ahead for o in own):
+            yield from (("stages", f"%{o['site']} is loaded where it is used, and nothing of it ahead: what its place follows from is not "
+                         "known before, or no cp_async can move it") for o in own
+                        if o["site"] not in p.ahead and o.get("stages", schedule.slots) > 1)
 
 
 @dataclass

@@ -30,7 +30,7 @@ from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import index_slice, without_effect
 from .gaps import at_most
 
 VIEWS = {"load", "transpose"}
@@ -151,12 +151,17 @@ class _Parts:
         read, changes = {v for o in self.late for v in o.operands}, set(body.args[1:])
         #: of these, the ones that the next tile's late ops go on with
         self.onward = [n for n in self.finished if body.args[1 + n] in read]
-        scalars: dict[Value, Op] = {}  # what follows from the loop's index alone
+        scalars: dict[Value, Op] = {}  # what late ops make again: it follows from the loop's index alone
         for op in self.early:
             if not op.regions and all(isinstance(r.type, Scalar) for r in op.results) and not changes.intersection(op.operands):
                 scalars.update((r, op) for r in op.results)
             else:
                 changes.update(op.results)
+        written = {o.operands[0] for o in walk(body) if o.kind == "store"}
+        places = [v for o in self.late if o.kind == "load" for v in o.operands[1:] if v in changes]
+        for op in index_slice(body, tuple(v for v in places if index_slice(body, (v,), written) is not None), written) or ():
+            scalars.update((r, op) for r in op.results)  # where a late load reads: not carried, so that its tile can be brought ahead
+            changes.difference_update(op.results)
         #: what late ops read of the others, and of carried values as they were in front of early ops that change them
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
                                       if v in changes and v not in made and v not in {body.args[1 + n] for n in self.finished}))
@@ -214,9 +219,11 @@ class _Skew:
         whole = next((n for n, o in enumerate(self.chain) if o.get("part") != "full"), 0)
         carried = list(first.operands[2:])
         values, cut = self.peel(whole, start, carried, b)
+        ends = {v: b.emit("min" if down else "max", v, limit) for v in dict.fromkeys(v for o in self.chain for v in o.operands[:2])
+                if v is not low and v is not high}  # in front of all loops: nothing stands between those of a chain
+        ends[high if down else low] = limit
         for n, op in enumerate(self.chain):
-            bounds = tuple(limit if v is (high if down else low) else v if v is end or v is low or v is high
-                           else b.emit("min" if down else "max", v, limit) for v in op.operands[:2])
+            bounds = tuple(ends.get(v, v) for v in op.operands[:2])
             if n == 0 and op.get("part") == "masked" and len(self.chain) > 1 and self.one_tile(op):
                 continue  # the tile in front of the loops is all that this copy was for
             values, cut = self.loop(n, op, bounds, values, cut, one, b)
