@@ -58,7 +58,7 @@ class Value:
 @node
 class Op:
     """One operation: `results = kind operands {attrs} regions`. loc: the line of the spec that it comes from. place: where it stands in
-    the text that it was read from; what a pass makes of it has none."""
+    the text that it was read from; one that a pass makes has none."""
 
     kind: str
     operands: tuple[Value, ...] = ()

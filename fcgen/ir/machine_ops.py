@@ -200,12 +200,9 @@ def _at_one_stride(t: Buffer, what: str) -> None:
     check_runs(t, 16, what)
 
 
-def _check_wmma_load(op: Op) -> None:
-    _at_one_stride(op.operands[0].type, "wmma_load")
-
-
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", "slot, i32, i32 -> wmma",
-       effect="read", one_dtype=True, check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe, traits="reads shared")
+       effect="read", one_dtype=True, check=lambda op: _at_one_stride(op.operands[0].type, "wmma_load"), phases="selected synced",
+       transposed=FLAG.maybe, traits="reads shared")
 
 
 def _check_wmma_store(op: Op) -> None:

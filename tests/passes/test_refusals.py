@@ -8,6 +8,7 @@ import fcgen as fc
 from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.parse import parse_kernel
+from fcgen.kernels.attention import attention
 from fcgen.passes import run_passes
 
 SLICED = """tile kernel sliced
@@ -50,3 +51,16 @@ def test_tensors_and_grids_of_eight_axes(parts: int, message: str, expected: str
     with pytest.raises(FcError, match=message) as e:
         _ = long_product.compile(target="sm_90a", schedule=schedule, check=False).cuda
     assert e.value.code == "compile/schedule" and e.value.expected == expected and e.value.hint
+
+
+@pytest.mark.parametrize(("made", "stage", "then"), [
+    ({"ones": "acc", "math": "wgmma", "copy": "tma"}, "row_sums", {"math": "mma"}), ({}, "order", {"copy": "tma", "parts": 2})])
+def test_ir_from_the_middle_of_the_pipeline_starts_over(made: dict[str, str], stage: str, then: dict[str, object]) -> None:
+    """With another schedule: what can be done is done, and what cannot is refused in words."""
+    tiles = {"BLOCK_M": 64, "BLOCK_N": 64}
+    traced = attention.trace(tiles, T=fc.f16, D=64, E=64, mask="none", LSE=None)
+    text = str(run_passes(traced, fc.Schedule(**made), compiler.target("sm_90a"), stop_after=stage))
+    try:
+        run_passes(parse_kernel(text), fc.Schedule(**then), compiler.target("sm_90a"))
+    except FcError as e:
+        assert e.code == "compile/schedule" and not e.message.startswith("internal"), e

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import WIDEST, demands, promised
-from ...ir.core import Kernel, Op, Value, walk, walk_kernel
+from ...ir.core import Kernel, Op, Value, made_within, walk, walk_kernel
 from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
 from ...ir.moves import matrix_blocks
@@ -101,7 +101,7 @@ def stored_apart(loop: Op, defs: Mapping[Value, Op]) -> set[Value]:
     """The tensors of which no two iterations of a loop store the same place in bulk."""
     body = loop.regions[0]
     stores = [op for op in walk(body) if op.kind == "tma_store"]
-    inside = {v for op in walk(body) for v in (*op.results, *(a for r in op.regions for a in r.args))} | set(body.args)
+    inside = made_within(body)
 
     def step(v: Value | None) -> int:
         """What a position moves by from one iteration to the next; 0 where that is not known."""

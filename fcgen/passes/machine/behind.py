@@ -115,7 +115,7 @@ class _Behind:
         results = tuple(a.anew() for a in args[1:])
         b.add(replace(loop, operands=(*bounds, *values), results=results, regions=(inner.block(args),)))
         self.product(lo if down else b.emit("sub", hi, one), b)
-        return [*out.ops, branch(some, b, results, inits, loop.results, loc=loop.loc)]
+        return [*out.ops, branch(some, b, results, inits, loop.results, Builder(loop.loc), loop.loc)]
 
     def stored(self, index: Value, carried: tuple[Value, ...], b: Builder, looped: bool) -> list[Value]:
         """An iteration without the product, in the loop or in front of it. Returns what is carried on."""

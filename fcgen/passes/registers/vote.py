@@ -12,6 +12,7 @@ the branch too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
@@ -178,10 +179,8 @@ class _Vote:
 
     def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
         b.loc = self.local[self.condition].loc
-        kept = {r for o in inside for r in o.results}
-        test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
-        if test is None:
-            test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
+        made = {r: o for o in inside for r in o.results}
+        test = self.bit_condition(b, made, env) or self.lane_condition(b, made) or copy_slice(self.condition, made, b, Env())
         some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any", **self.rare)
         then, inner = Builder(b.loc), Env()
         for o in inside:
@@ -214,7 +213,7 @@ class _Vote:
         fits = reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32"
         return (reduce, old, scale, t) if fits else None
 
-    def bit_condition(self, b: Builder, inside: set[Value], later: Env) -> Value | None:
+    def bit_condition(self, b: Builder, made: Mapping[Value, Op], later: Env) -> Value | None:
         """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least,
         negative elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it
         decides."""
@@ -222,8 +221,7 @@ class _Vote:
         if found is None:
             return None
         reduce, old, scale, t = found
-        env = Env()
-        old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
+        old = copy_slice(old, made, b, Env())
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
         most = self.most_bits(reduce, b, later)
         most = b.emit("max", most, b.const(0), name="most")
@@ -239,7 +237,7 @@ class _Vote:
                     later[op.result] = most
         return most
 
-    def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
+    def lane_condition(self, b: Builder, made: Mapping[Value, Op]) -> Value | None:
         """The condition on each lane's own part of the row maximum that it is a threshold on."""
         chain: list[tuple[Op, int]] = []
         v = self.condition
@@ -261,8 +259,7 @@ class _Vote:
         part = op.operands[0]
         env = Env()
         for link, side in reversed(chain):
-            operands = tuple(part if n == side else copy_slice(x, {r: o for r, o in self.local.items() if r in inside}, b, env)
-                             for n, x in enumerate(link.operands))
+            operands = tuple(part if n == side else copy_slice(x, made, b, env) for n, x in enumerate(link.operands))
             part = b.emit(link.kind, *operands, name=link.result.name, **link.attrs)
         return part
 
@@ -274,9 +271,8 @@ class _Vote:
         return positive(v, self.positive, self.defs)
 
 
-def copy_slice(v: Value, made: dict[Value, Op], b: Builder, env: Env | None = None) -> Value:
+def copy_slice(v: Value, made: Mapping[Value, Op], b: Builder, env: Env) -> Value:
     """`v` computed here from copies of the ops that the branch takes with it."""
-    env = Env() if env is None else env
     op = made.get(v)
     if op is None or isinstance(v.type, Scalar) or v in env.map:
         return env[v]

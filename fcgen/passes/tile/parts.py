@@ -41,7 +41,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         else:
             b.add(op)
     grid = (*kernel.grid, GridAxis("part", schedule.parts, cluster=schedule.parts))
-    return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid)
+    return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid, order=())  # (`order` comes later)
 
 
 def shared_loop(body: Block, parts: int) -> Op:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from functools import reduce
 
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, made_within, walk, walk_kernel
 from ...ir.depends import depending
 from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, map_bodies, remove_dead, rewrite
@@ -113,8 +113,7 @@ class _Splitter:
     def loop(self, op: Op, out: Builder, nested: bool) -> None:
         out.loc = op.loc
         body = op.regions[0]
-        inside = {v for r in op.regions for o in walk(r) for v in (*o.results, *(a for q in o.regions for a in q.args))}
-        inside |= {a for r in op.regions for a in r.args}
+        inside = {v for r in op.regions for v in made_within(r)}
         affine = Affine(body.args[0], inside, self.defs, out, positive=self.positive)
         lo, hi = (affine.exact(v) for v in op.operands[:2])
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
@@ -150,14 +149,13 @@ class _Splitter:
     def live_bounds(self, op: Op, affine: Affine, bounds: Range) -> Range:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
-            affine.index = live.args[0]
+            affine.index, label = live.args[0], op.get("label") or live.args[0].name
             start, affine.gaps = bounds.lo, 0
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
             if affine.gaps > (bounds.gap is not None) and not affine.rows:
-                self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
+                self.remarks.append(("gaps", f"the loop over {label} may run over tiles that nobody needs, "
                                              "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
-                label = op.get("label") or live.args[0].name
                 self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
                                           f"{reason(affine, v)}") for v in affine.open]
             affine.index = index
