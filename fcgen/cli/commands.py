@@ -55,6 +55,11 @@ def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("spec")(fn)
 
 
+out_option = click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True,
+                          help="folder for the files")
+size_option = click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to run it with: M=100")
+
+
 @main.command(epilog=SPEC_HELP)
 @spec_options
 @click.option("--stage", type=click.Choice(["tile", "machine", "cuda", "ptx", "sass", "report"]), default="machine", show_default=True)
@@ -85,11 +90,9 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+@size_option
 @argument_option
 def build(
     spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...],
@@ -123,7 +126,7 @@ def build(
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
+@size_option
 @argument_option
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="orders of the engines to try")
 @click.option("--against", metavar="FILE", help="what it should compute: the file before the edit, its tile IR, or a spec")
@@ -149,7 +152,7 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size: M=1000")
+@size_option
 @argument_option
 @click.option("--simulate", is_flag=True, help="in the simulator even where there is a GPU")
 def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool,
@@ -179,9 +182,7 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
 @main.command()
 @click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 def demo(target: str | None, out: Path) -> None:
     """Attention from spec to kernel: trace, simulate, compile, report; with a GPU also run and time it."""
     from .demo import run_demo
@@ -221,8 +222,12 @@ def explain(code: str | None) -> None:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 
 
+#: rows and columns of the operands of one matrix instruction
+UNITS = {"mma_a": (16, 16), "mma_b": (16, 8), "mma_c": (16, 8)}
+
+
 @main.command()
-@click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
+@click.argument("name", type=click.Choice([*UNITS, "rowwise", "smem"]))
 @click.argument("rows", type=click.IntRange(1))
 @click.argument("cols", type=click.IntRange(1))
 @click.option("--warps", default=1, show_default=True, type=click.IntRange(1))
@@ -239,11 +244,11 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
         value = layouts.rowwise(rows, cols, warps)
         text = picture.registers(value)
     else:
+        down, across = UNITS[name][0] * (1 if name == "mma_b" else warps), UNITS[name][1]  # warps share out rows, and read all of b
+        if rows % down or cols % across:
+            raise FcError("compile/schedule", f"{name} of {warps} warp{'s' if warps > 1 else ''} covers whole fragments",
+                          expected=f"multiples of {down} x {across}", got=f"{rows} x {cols}")
         value = getattr(layouts, name)(rows, cols, (warps, 1))
-        if value.shape != (rows, cols):
-            raise FcError(
-                "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
-            )
         text = picture.registers(value)
     if svg == "-":
         click.echo(picture.svg(value, shape=(rows, cols)))
