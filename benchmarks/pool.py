@@ -53,7 +53,7 @@ class Made:
 
 
 def program(job: Job) -> fc.Program:
-    from fcgen.attend.forward import sums_of
+    from fcgen.attend.variants import sums_of
 
     if job.spec in BACKWARD:
         spec, more = BACKWARD[job.spec]

@@ -20,7 +20,7 @@ from . import blocks as listed
 from . import calls, plans
 from .learning import learns, recorded
 from .outputs import _empty, _fill
-from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
+from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, run
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
 #: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
@@ -352,11 +352,10 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     from ..kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
-    lazy = lazy_of(chosen) if lazy is None else lazy
     ours = chosen in shipped() and functions == PLAIN
     more = {**({} if lse else {"LSE": None}), **functions.given()}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
-                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **more)
+                           **Choice(arch, chosen, positive, lazy, sums).options(), **more)
     program.quiet = chosen in shipped()
     return program
 

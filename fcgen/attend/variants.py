@@ -24,6 +24,7 @@ from ..ir.core import Op, walk
 from ..ir.schedule import Schedule
 from ..ir.types import i32
 from ..lang.captures import identity
+from ..lang.spec import Spec
 from ..masks import Mask, takes
 from ..scores import Score, Sinks
 
@@ -104,6 +105,18 @@ class Choice(NamedTuple):
     positive: bool
     lazy: float | None
     sums: str
+
+    def options(self) -> dict[str, Any]:
+        """The spec's."""
+        lazy = lazy_of(self.schedule) if self.lazy is None else self.lazy
+        return {"positive": self.positive, "lazy": lazy, "sums": self.sums or sums_of(self.schedule, lazy)}
+
+
+def quiet(spec: Spec, arch: str, schedule: Schedule, /, *, check: bool = False, **facts: Any) -> Program:
+    """A program with a schedule that the caller of the library did not choose: nobody is warned of it."""
+    program: Program = spec.compile(target=arch, schedule=schedule, check=check, **facts)
+    program.quiet = True
+    return program
 
 
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:

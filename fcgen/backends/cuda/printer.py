@@ -17,7 +17,7 @@ from ...ir.target import Instr, Target
 from ...ir.types import Mbarrier, Scalar, Tensor
 from . import channels, frag, memory, mma, roles, scan, smem, stores, wgmma, wmma  # noqa: F401  (they register how ops print)
 from .emit import Emitter, memtype
-from .names import STAND_IN, code_of, comment, identifier, string
+from .names import STAND_IN, code_of, comment, identifier
 from .roles import used_lines, words_of
 from .text import CTYPES
 
@@ -47,8 +47,8 @@ class CudaSource:
     name: str
 
 
-def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
-    """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
+def print_cuda(kernel: Kernel, target: Target) -> CudaSource:
+    """The kernel as CUDA C++."""
     require(kernel, "synced", "the CUDA printer")
     written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
     written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
@@ -58,7 +58,7 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
         em = Emitter(kernel, target)
         em.written |= written
         roles.print_body(em, kernel.body)
-    return _assemble(em, _params(em), line_directives)
+    return _assemble(em, _params(em))
 
 
 def _params(em: Emitter) -> tuple[ParamSpec, ...]:
@@ -126,7 +126,7 @@ def _function(rec: Instr) -> list[str]:
             *(t if t.startswith("    ") else f"    {t}" for t in more), "}", ""]
 
 
-def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool) -> CudaSource:
+def _assemble(em: Emitter, params: tuple[ParamSpec, ...]) -> CudaSource:
     k, meta = em.kernel, em.kernel.meta
     threads = k.warps * 32
     symbol = f"{identifier(k.name, 'kernel').rstrip('_')}_{em.target.arch}"  # no function of CUDA's headers is called so
@@ -162,8 +162,6 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
     lines += [(named(t), None) for t in [*helpers, bounds, *_wrapped(f"{symbol}(", list(map(named, args))), *shared]]
     lines += [(f"{'    ' * indent}{named(t)}" if t else "", loc) for indent, t, loc in body]
     lines.append(("}", None))
-    if line_directives:
-        lines = _with_directives(lines)
     line_map = {n: loc for n, (_, loc) in enumerate(lines, 1) if loc is not None}
     return CudaSource("\n".join(t for t, _ in lines) + "\n", line_map, params, meta.get("smem_bytes", 0), threads, symbol)
 
@@ -176,14 +174,3 @@ def _wrapped(head: str, args: list[str], width: int = 120) -> list[str]:
             out.append(" " * 8)
         out[-1] += piece
     return [line.rstrip() for line in out]
-
-
-def _with_directives(lines: list[tuple[str, Loc | None]]) -> list[tuple[str, Loc | None]]:
-    out: list[tuple[str, Loc | None]] = []
-    last = None
-    for t, loc in lines:
-        if loc is not None and loc != last and 0 < loc.line < 2**31 and not t.lstrip().startswith(("//", "}", "#")):
-            out.append((f'#line {loc.line} {string(loc.file)}', loc))
-            last = loc
-        out.append((t, loc))
-    return out

@@ -57,7 +57,8 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    out = _one_more(replace(kernel, roles=roles, buffers=buffers), {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears)
+    counted = {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears
+    out = _one_more(replace(kernel, roles=roles, buffers=buffers), counted)
     enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
     return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
