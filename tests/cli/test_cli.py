@@ -195,14 +195,6 @@ def test_the_fragments_that_a_layout_covers_whole_are_said(name: str, warps: int
         output(*hint)
 
 
-@pytest.mark.parametrize(("words", "said"), [("mma_c 16 4", "16 x 8"), ("mma_a 16 8", "16 x 16"), ("mma_b 8 8", "16 x 8"), ("mma_a 32 16 --warps 3", "48 x 16")])
-def test_a_layout_that_no_instruction_has_is_refused_with_the_sizes_that_there_are(words: str, said: str) -> None:
-    done = fcgen("layout", *words.split())
-    assert done.exit_code == 1 and f"multiples of {said}" in done.output
-    rows, cols = said.split(" x ")
-    assert fcgen("layout", words.split()[0], rows, cols, *words.split()[3:]).exit_code == 0
-
-
 @pytest.mark.parametrize(("arguments", "words"), [
     (["dump", "nowhere.py"], ["file/missing", "nowhere.py"]),
     (["dump", "no.such.module:x"], ["file/missing", "neither a file nor a module"]),
