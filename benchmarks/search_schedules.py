@@ -112,7 +112,7 @@ def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
     rings, keys = (("q", "do"), "BLOCK_N") if of != "backward_rows" else (("k", "v"), "BLOCK_M")
     other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
-    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
+    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_in_turn": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
     for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
         if all(there.issuperset(names) for names in way.values()):
             for blocks in (1, 2) if groups == 1 else (1,):
@@ -278,13 +278,13 @@ class Search:
 
 @dataclass
 class Backward(Search):
-    """Of the kernel that adds up all gradients ("backward"), or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
+    """Of the kernel that adds up all gradients ("backward"), in turn ("backward_in_turn") too, or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
     without what runs beside it. Its peers are whole passes."""
 
     slack, few = 2.0, FEW_BYTES
 
     def __post_init__(self) -> None:
-        self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
+        self.work = {"backward": 2.5, "backward_in_turn": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
 
     def given(self, cell: Cell) -> tuple[Any, Any]:
         x = back.Cell(cell.batch, cell.s, cell.heads, cell.d, cell.causal, {"fp16": "float16", "bf16": "bfloat16"}[self.dtype])
@@ -292,9 +292,10 @@ class Backward(Search):
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
-        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec == "backward" else g for n, g in of.items()}
+        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec in ("backward", "backward_in_turn") else g for n, g in of.items()}
         launch = launcher(self.good[text])
-        return Call(lambda: launch(arguments), scaled)
+        begin = arguments["Turns"].zero_ if "Turns" in arguments else lambda: None
+        return Call(lambda: (begin(), launch(arguments)), scaled)
 
 
 def show(search: Search, now: str, most: int = 25) -> None:

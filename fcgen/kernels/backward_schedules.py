@@ -65,6 +65,8 @@ _KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 1
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
 _KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
+#: where adds have turns, for which the sender waits
+_IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_WHOLE),), 128: (_hopper(64, 128, 2, _TWO, **_WHOLE),)}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
@@ -96,6 +98,8 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
     if rows:
         return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
+    if spec == "backward_in_turn":
+        return tuple(replace(s, **more) for s in pick(_IN_TURN) for more in ({"l2": SIDE_BY_SIDE}, {})[0 if uneven else 1:])
     if not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
@@ -107,6 +111,11 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
 def apart(head: int, uneven: bool, rows: int) -> bool:
     """Whether dQ has a pass of its own, where there is wgmma."""
     return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
+
+
+def takes_turns(head: int) -> bool:
+    """Whether adds to dQ can have turns, where there is wgmma: it is known to fit."""
+    return head in _IN_TURN
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

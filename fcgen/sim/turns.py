@@ -25,7 +25,7 @@ class TurnOps:
     who: str
     turns: dict[tuple[str, tuple[int, ...], int], int]
 
-    def _turn(self, op: Op, args: list[Any]) -> tuple[str, tuple[int, ...], int] | None:
+    def turn_of(self, op: Op, args: list[Any]) -> tuple[str, tuple[int, ...], int] | None:
         tensor, *at, n = args
         sizes = self.sim.memory[tensor].shape
         place = tuple(map(int, at))
@@ -35,7 +35,7 @@ class TurnOps:
         return tensor, place, int(n)
 
     def await_turn(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        turn = self._turn(op, args)
+        turn = self.turn_of(op, args)
         if turn is None:
             return
         tensor, place, n = turn
@@ -45,7 +45,7 @@ class TurnOps:
         self.turns[turn] = self.stores.started if self.stores is not None else 0
 
     def end_turn(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        turn = self._turn(op, args)
+        turn = self.turn_of(op, args)
         if turn is None:
             return
         begun = self.turns.pop(turn, None)
