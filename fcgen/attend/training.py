@@ -197,10 +197,10 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
     hopper, head = call.arch.endswith("a") and lines, max(q.shape[-1], v.shape[-1])
     two = hopper and apart(head, uneven, rows)
-    turns = not two and (in_order.get() or torch.are_deterministic_algorithms_enabled())
-    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head)):
-        two, turns = True, False
     grouped = q.shape[call.heads] != k.shape[call.heads]
+    turns = not two and (in_order.get() or torch.are_deterministic_algorithms_enabled())
+    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head, grouped)):
+        two, turns = True, False
     if call.given != PLAIN:
         few = call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
         return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, False, grouped, for_q, for_k, held, few)

@@ -99,7 +99,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     if rows:
         return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
     if spec == "backward_in_turn":
-        return tuple(replace(s, **more) for s in pick(_IN_TURN) for more in ({"l2": SIDE_BY_SIDE}, {})[0 if uneven else 1:])
+        return tuple(replace(s, split="branch", l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
     if not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
@@ -113,9 +113,10 @@ def apart(head: int, uneven: bool, rows: int) -> bool:
     return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
 
 
-def takes_turns(head: int) -> bool:
-    """Whether adds to dQ can have turns, where there is wgmma: it is known to fit."""
-    return head in _IN_TURN
+def takes_turns(head: int, grouped: bool) -> bool:
+    """Whether adds to dQ can have turns, where there is wgmma: it is known to fit. (Of heads that share keys the sender takes the other
+    warps too many registers.)"""
+    return head in _IN_TURN and not grouped
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:
