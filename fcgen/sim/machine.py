@@ -116,8 +116,8 @@ class Simulation(Reports):
         self.stop = False
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
-        #: a block waits for what others do: they run in the order in which a launch begins them
-        self.in_turn = any(op.kind == "await_turn" for op in walk_kernel(kernel))
+        #: blocks wait for what others do, and their places are no number's: they run in the order in which a launch begins them
+        self.in_turn = {"await_turn"} == {op.kind for op in walk_kernel(kernel)} & {"await_turn", "block_index"}
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
 
     def _offsets(self) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
-"""Along which axes of the grid programs have more and more work, or less and less: by how the bounds of their loops go."""
+"""Along which axes of the grid programs have more and more work, or less and less: by how the bounds of their loops go. And along which
+they wait for each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.depends import depending
+from ...ir.tile_ops import in_turn
 from ...ir.types import Scalar
 
 
@@ -15,6 +18,12 @@ def works(kernel: Kernel, axis: int) -> int:
     if any(end not in (0, -1) for _, end in ends):
         return 1
     return -1 if any(begin == 1 or end == -1 for begin, end in ends) else 0
+
+
+def waits(kernel: Kernel, axis: int) -> bool:
+    """Whether a program's turn follows from its place on the axis: it waits for the ones before it, and should not begin beside them."""
+    follows = depending(kernel.body, kernel.body.args[axis])
+    return any(op.get("turn") and in_turn(op)[-1] in follows for op in walk(kernel.body))
 
 
 def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int | None:
