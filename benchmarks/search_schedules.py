@@ -112,7 +112,7 @@ def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
     rings, keys = (("q", "do"), "BLOCK_N") if of != "backward_rows" else (("k", "v"), "BLOCK_M")
     other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
-    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_in_turn": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
+    there = {"backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}.get(of, {"s", "dp", "dv", "dk", "dq"})
     for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
         if all(there.issuperset(names) for names in way.values()):
             for blocks in (1, 2) if groups == 1 else (1,):
@@ -278,8 +278,8 @@ class Search:
 
 @dataclass
 class Backward(Search):
-    """Of the kernel that adds up all gradients ("backward"), in turn ("backward_in_turn") too, or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
-    without what runs beside it. Its peers are whole passes."""
+    """Of the kernel that adds up all gradients ("backward", "backward_in_turn"), or those of keys and values ("backward_keys") or of q
+    ("backward_rows") alone, without what runs beside it. Its peers are whole passes."""
 
     slack, few = 2.0, FEW_BYTES
 

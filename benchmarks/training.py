@@ -249,8 +249,9 @@ def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None])
 
 
 #: what the race launches: which program, and what more it is compiled for
-PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None, "Turns": None}), ("keys", {}), ("after", {}), ("rows", {"dLSE": None}),
-                                                    ("keys", {"dQ": None}), ("before", {"dLSE": None}), ("in_turn", {}))
+PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None, "Turns": None}), ("keys", {}), ("after", {}),
+                                                    ("rows", {"dLSE": None}), ("keys", {"dQ": None}), ("before", {"dLSE": None}),
+                                                    ("in_turn", {}))
 
 
 def compiled(job: tuple[int, int, str, bool]) -> None:

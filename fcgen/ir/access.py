@@ -12,7 +12,8 @@ Attribute `index` of such an op holds one word per tensor dimension:
            a scalar, for all).
 The tile has one axis per word but "at" and "also", in order. Attribute `guard` has one bool per axis of the tile: True means that
 positions outside of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is
-known to be inside. Attribute `turn`, of a store that adds, says how many operands behind the scalars name whose turn it is (`in_turn`). Where elements have positions of their own, all are guarded. A gather's are the word "element" too.
+known to be inside. Where elements have positions of their own, all are guarded. A gather's are the word "element" too. Attribute `turn`, of
+a store that adds, says how many operands behind the scalars name whose turn it is (`tile_ops.in_turn`).
 """
 
 from __future__ import annotations

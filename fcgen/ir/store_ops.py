@@ -63,10 +63,11 @@ def _check_tma_store(op: Op) -> None:
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
-       to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part. turn: as of `store`,
-       in front of the tile, until `sender` writes the waits down.""",
+       to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part. turn: as of
+       `store`, in front of the tile, until `sender` writes the waits down.""",
        "tensor, *, slot ->", effect="write", one_dtype=True, check=_check_tma_store, phases="selected synced", index=INDEX, guard=GUARD,
-       parts=whole(1, MOST_PARTS), part=whole(0, MOST_PARTS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, turn=TURN, reach=(1, 1, -1))
+       parts=whole(1, MOST_PARTS), part=whole(0, MOST_PARTS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, turn=TURN,
+       reach=(1, 1, -1))
 def _check_await(op: Op) -> None:
     check_turn([v.type for v in op.operands], op.kind)
 

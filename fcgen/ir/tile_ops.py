@@ -302,11 +302,12 @@ def check_added(op: Op) -> None:
 
 def in_turn(op: Op) -> tuple[Value, ...]:
     """Whose turn a store waits for: a tensor of i32, a position in it, and the number that stands there then. Nothing where it has none."""
-    end = len(op.operands) - OPS[op.kind].reach.after
+    reach = OPS[op.kind].reach
+    end = len(op.operands) - (reach.after if reach else 0)
     return op.operands[end - op.get("turn", 0):end]
 
 
-def check_turn(types: Sequence[object], what: str) -> None:
+def check_turn(types: Sequence[Any], what: str) -> None:
     tensor, *scalars = types
     need(isinstance(tensor, Tensor) and tensor.dtype == i32, f"{what}: a tensor of i32 says whose turn it is", "i32", tensor)
     need(len(scalars) == len(tensor.dims) + 1 and all(t in (Scalar(i32), Scalar(i64)) for t in scalars),

@@ -15,9 +15,8 @@ clears the sums of dQ, which `rows_after` scales and rounds.
 share of dQ / scale to memory, unless it is left out (100 of 4,400 cycles of a tile of 64 rows were that product; H200, D=128). S and dP
 are made as their transposes: P^T and dS^T are left operands as they are.
 `backward_in_turn`: the same with all adds to one tile of dQ in the order of the tiles of keys, by turns that `rows_before` clears: the same
-bits each time, where a tile of rows is seen by the first tiles of keys up to some (the masks of `visible`). Rows go by from the last tile to
-the first: programs that begin together meet in no tile that has none of them left to wait for, and where a mask leaves out tiles none waits
-for the start of a long one.
+bits each time, where a tile of rows is seen by the first tiles of keys up to some (the masks of `visible`). Rows go by from the last tile
+to the first, which all tiles of keys have in common: none waits until an earlier one comes to its first rows.
 `backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
 Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """

@@ -103,8 +103,8 @@ def atomic_add(view: Any, value: Any, turn: tuple[Any, Any] | None = None) -> No
 
 def _turn(place: Any, number: Any) -> tuple[Value, ...]:
     if not isinstance(place, View) or place.labels or place.tensor.dtype != i32 or "inout" not in place.tensor._flags:
-        raise mistake("trace/usage", "a turn is kept in one element of a tensor", expected='Turns[b, h, rows.start] of an "inout i32" tensor',
-                      got=repr(place))
+        raise mistake("trace/usage", "a turn is kept in one element of a tensor", got=repr(place),
+                      expected='Turns[b, h, rows.start] of an "inout i32" tensor')
     n = lift(number, i32)
     if n.labels or n.dtype != i32:
         raise mistake("trace/usage", "the number of a turn is a whole number", expected="an i32 scalar", got=repr(number))

@@ -1,7 +1,7 @@
 """Turns: a thread that starts bulk stores waits until a number stands in a tensor, and puts the next one there when its stores are done.
 
-Blocks run one after the other, in the order in which a launch begins them. So a block that waits for a later one waits for ever: on a GPU it
-might, where that one finds no room beside it.
+Blocks run one after the other, in the order in which a launch begins them. So a block that waits for a later one waits for ever: on a GPU
+it might, where that one finds no room beside it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ class TurnOps:
 
     sim: Simulation
     stores: StoreEngine | None
-    who: str
     turns: dict[tuple[str, tuple[int, ...], int], int]
 
     def turn_of(self, op: Op, args: list[Any]) -> tuple[str, tuple[int, ...], int] | None:
+        agent: Any = self
         tensor, *at, n = args
         sizes = self.sim.memory[tensor].shape
         place = tuple(map(int, at))
         if any(not 0 <= i < size for i, size in zip(place, sizes)):
-            self.sim.report("sim/bounds", f"{op.kind}: a place outside of {tensor}", op, expected=f"inside {sizes}", got=place, notes=[self.who])
+            self.sim.report("sim/bounds", f"{op.kind}: a place outside of {tensor}", op, expected=f"inside {sizes}", got=place,
+                            notes=[agent.who])
             return None
         return tensor, place, int(n)
 
@@ -45,16 +46,17 @@ class TurnOps:
         self.turns[turn] = self.stores.started if self.stores is not None else 0
 
     def end_turn(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
+        agent: Any = self
         turn = self.turn_of(op, args)
         if turn is None:
             return
         begun = self.turns.pop(turn, None)
         if begun is None:
-            self.sim.report("sim/protocol", "end_turn of a turn that this thread has not awaited", op, notes=[self.who],
+            self.sim.report("sim/protocol", "end_turn of a turn that this thread has not awaited", op, notes=[agent.who],
                             key=("turn", op), hint="await_turn before its bulk stores, with the same place and number")
         if self.stores is not None:
             if begun == self.stores.started:
-                self.sim.report("sim/protocol", "a turn in which nothing was stored", op, notes=[self.who], key=("turn", op),
+                self.sim.report("sim/protocol", "a turn in which nothing was stored", op, notes=[agent.who], key=("turn", op),
                                 hint="the bulk stores stand between await_turn and end_turn")
             self.stores.wait(0, False)
         tensor, place, n = turn
@@ -63,9 +65,10 @@ class TurnOps:
 
     def check_turns(self) -> None:
         """At the thread's end."""
+        agent: Any = self
         for tensor, place, n in self.turns:
             self.sim.report("sim/leftover", f"turn {n} at {tensor}{list(place)} is awaited and never ended: who comes next waits for ever",
-                            self.sim.kernel.roles[0].body.ops[0], notes=[self.who], key=("leftover", "turn"), hint="end_turn")
+                            agent.at, notes=[agent.who], key=("leftover", "turn"), hint="end_turn")
 
     #: ops at which the agent may stop
     PAUSES: dict[str, Callable[..., Iterator[Blocked | None]]] = {"await_turn": await_turn, "end_turn": end_turn}

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.ir.core import walk_kernel
+from fcgen.build.compiler import target
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
+from fcgen.sim.machine import simulate
+from fcgen.sim.trial import run_trials
+
 
 @fc.kernel
-def summed(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[M]"):
+def summed(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[M]", *, downwards=False):
     (cols,) = fc.grid(fc.tile(Y.N, "BLOCK_N"))
     y = fc.load(Y[cols])
     for rows in fc.loop(fc.tile(X.M, "BLOCK_M")):
         s = fc.dot(fc.load(X[rows]), y.T)
-        fc.atomic_add(Out[rows], fc.dot(s.to(fc.f16), y), turn=(Turns[rows.start], cols.start // cols.size))
+        n = cols.start // cols.size
+        fc.atomic_add(Out[rows], fc.dot(s.to(fc.f16), y), turn=(Turns[rows.start], Y.N // cols.size - 1 - n if downwards else n))
 
 
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, math="wgmma", copy="tma", epilogue="tma", stages=2, sender=True)
@@ -28,16 +34,74 @@ def arguments(m=160, n=192):
     return {"X": x, "Y": y, "Out": np.zeros((m, 64), np.float32), "Turns": np.zeros(m, np.int32)}
 
 
-def machine(edit=lambda lines: lines):
-    text = print_kernel(summed.compile(target="sm_90a", schedule=SCHEDULE, D=64).machine)
-    lines = edit(text.splitlines())
-    assert lines != text.splitlines() or edit(["x"]) == ["x"]
-    return parse_kernel("\n".join(lines))
+def machine(edit):
+    """The kernel with its text changed, by `edit` of its lines."""
+    lines = print_kernel(summed.compile(target="sm_90a", schedule=SCHEDULE, D=64).machine).splitlines()
+    changed = edit(lines)
+    assert changed != lines
+    return parse_kernel("\n".join(changed))
+
+
+def without(kind):
+    return lambda lines: [x for x in lines if f" {kind} " not in x]
+
+
+def later(lines):
+    """Turns are awaited behind the stores."""
+    out = []
+    for x in lines:
+        if " await_turn " in x:
+            held = x
+        elif " end_turn " in x:
+            out += [held, x]
+        else:
+            out.append(x)
+    return out
 
 
 def test_a_sum_in_turn_is_right_in_both_machines():
+    """And every tile of rows has had three turns."""
     program, given = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64), arguments()
     x, y = (given[n].astype(float) for n in ("X", "Y"))
     for got in (program.interpret(**given), program.simulate(**given)):
         np.testing.assert_allclose(got["Out"], x @ y.T @ y, atol=0.5)
         assert got["Turns"].tolist() == [3 if at % 64 == 0 else 0 for at in range(160)]
+
+
+@pytest.mark.parametrize("edit, code", [(without("await_turn"), "sim/protocol"), (without("end_turn"), "sim/deadlock"), (later, "sim/protocol")])
+def test_turns_that_are_broken_are_reported(edit, code):
+    kernel = machine(edit)
+    found = simulate(kernel, arguments(), target("sm_90a"))
+    assert code in {r.code for r in found.reports}
+
+
+def test_a_program_may_not_wait_for_a_later_one():
+    """The last tile of columns has the first turn: on a GPU that works while there is room for all, and then it does not."""
+    kernel = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, downwards=True).machine
+    (found,) = {r.code for r in simulate(kernel, arguments(), target("sm_90a")).reports}
+    assert found == "sim/deadlock"
+
+
+def test_trials_begin_where_nobody_has_had_a_turn():
+    program = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64)
+    assert len(run_trials(program.machine, program.target).ran) > 9
+
+
+@pytest.mark.parametrize("schedule, arch", [(replace(SCHEDULE, sender=False), "sm_90a"), (replace(SCHEDULE, sender=False, epilogue="direct"), "sm_90a"),
+                                            (fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4), "sm_89")])
+def test_turns_take_a_thread_that_sends(schedule, arch):
+    with pytest.raises(fc.FcError, match="have turns") as caught:
+        summed.compile(target=arch, schedule=schedule, D=64).machine  # noqa: B018
+    assert caught.value.code == "compile/unsupported" and "sender=True" in str(caught.value)
+
+
+@pytest.mark.parametrize("turn, words", [(lambda T, rows: (T[rows], 0), "one element"), (lambda T, rows: (3, 0), "one element"),
+                                         (lambda T, rows: (T[rows.start], rows.index), "whole number")])
+def test_what_is_no_turn_is_told(turn, words):
+    @fc.kernel
+    def spec(X: f32[M, 64], Out: "inout f32[M, 64]", T: "inout i32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK"))
+        fc.atomic_add(Out[rows], fc.load(X[rows]), turn=turn(T, rows))
+
+    with pytest.raises(fc.FcError, match=words):
+        spec.trace({"BLOCK": 16})

@@ -3,9 +3,9 @@
 Blocks of a cluster have consecutive numbers: they are counted first, and everything below is about clusters, each one program that is
 `cluster` tiles long. Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first.
 With `schedule.l2`, and an axis along which work differs, or programs wait for each other, the other axes are cut into groups whose
-looped-over tensors fit that much of L2: a group's longest tiles run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few
-per block: the last group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor
-16 % above the mean).
+looped-over tensors fit that much of L2: a group's longest tiles run first, all of its members' side by side. Groups are equally large, and
+never so small that their tiles are few per block: the last group's short tiles must be enough to even out its long ones (H200: a small last
+group left the busiest multiprocessor 16 % above the mean).
 
 Where no axis's work differs and the two fastest axes both have tiles, `l2` makes strips: the tiles that run together are then about a
 square of the two axes, which reads least of both operands.
