@@ -14,9 +14,9 @@ clears the sums of dQ, which `rows_after` scales and rounds.
 `backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
 share of dQ / scale to memory, unless it is left out (100 of 4,400 cycles of a tile of 64 rows were that product; H200, D=128). S and dP
 are made as their transposes: P^T and dS^T are left operands as they are.
-`backward_in_turn`: the same with all adds to one tile of dQ in the order of the tiles of keys, by turns that `rows_before` clears: the same
-bits each time, where a tile of rows is seen by the first tiles of keys up to some (the masks of `visible`). Rows go by from the last tile
-to the first, which all tiles of keys have in common: none waits until an earlier one comes to its first rows.
+`backward_in_turn`: the same with all adds to one tile of dQ in one order, by turns that `rows_before` clears: the same bits each time. Of
+the tiles of keys that a tile of rows sees (with the masks of `visible` all up to one) the last one has the first turn: where a mask leaves
+out tiles, each program begins with rows that the one before it has done a step ago.
 `backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
 Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """
@@ -113,6 +113,13 @@ def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]", *, scale: f32):
     fc.store(dQ[b, h, rows], (fc.load(Sums[b, h, rows]) * scale).to(dQ.dtype))
 
 
+def last_seen(mask: str, rows: Any, M: Any, N: Any) -> Any:
+    """The last key that some row of a tile sees, if it sees any (by `visible`)."""
+    if mask == "none":
+        return N - 1
+    return fc.minimum(N - 1, rows.start + (rows.size - 1) + (N - M if mask == "causal_bottom_right" else 0))
+
+
 def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any, positive: bool,
             mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
     """The body of `backward` and `backward_in_turn`."""
@@ -129,10 +136,10 @@ def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dQ: Any, Tur
         return seen if score is None and weigh is None else seen & rows.valid
 
     def head(h):
-        for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), descending=Turns is not None, live=functools.partial(live, h)):
+        for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
             mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
             if Turns is not None:
-                mine.append((Turns[b, h, rows.start], cols.start // cols.size))
+                mine.append((Turns[b, h, rows.start], last_seen(mask, rows, Q.M, K.N) // cols.size - cols.start // cols.size))
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)

@@ -16,13 +16,13 @@ from fcgen.sim.trial import run_trials
 
 
 @fc.kernel
-def summed(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[M]", *, downwards=False):
+def summed(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[M]", *, turn=lambda n, tiles: n):
     (cols,) = fc.grid(fc.tile(Y.N, "BLOCK_N"))
     y = fc.load(Y[cols])
     for rows in fc.loop(fc.tile(X.M, "BLOCK_M")):
         s = fc.dot(fc.load(X[rows]), y.T)
-        n = cols.start // cols.size
-        fc.atomic_add(Out[rows], fc.dot(s.to(fc.f16), y), turn=(Turns[rows.start], Y.N // cols.size - 1 - n if downwards else n))
+        n = turn(cols.start // cols.size, (Y.N + cols.size - 1) // cols.size)
+        fc.atomic_add(Out[rows], fc.dot(s.to(fc.f16), y), turn=(Turns[rows.start], n))
 
 
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, math="wgmma", copy="tma", epilogue="tma", stages=2, sender=True)
@@ -75,11 +75,14 @@ def test_turns_that_are_broken_are_reported(edit, code):
     assert code in {r.code for r in found.reports}
 
 
-def test_a_program_may_not_wait_for_a_later_one():
-    """The last tile of columns has the first turn: on a GPU that works while there is room for all, and then it does not."""
-    kernel = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, downwards=True).machine
-    (found,) = {r.code for r in simulate(kernel, arguments(), target("sm_90a")).reports}
-    assert found == "sim/deadlock"
+def test_programs_begin_in_the_order_of_their_turns():
+    """The last tile of columns has the first turn, and begins first. What is no order is refused: who waits for a program that has not begun
+    may wait for ever."""
+    program, given = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, turn=lambda n, tiles: tiles - 1 - n), arguments()
+    assert program.machine.grid[0].reverse and program.simulate(**given)["Turns"][64] == 3
+    with pytest.raises(fc.FcError, match="along cols_tile cannot be told") as caught:
+        summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, turn=lambda n, tiles: n + 1 - n % 2 * 2).machine  # noqa: B018
+    assert caught.value.code == "compile/unsupported"
 
 
 def test_trials_begin_where_nobody_has_had_a_turn():

@@ -42,9 +42,10 @@ class Tiles:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"
                 size = b.emit("floordiv", b.emit("add", size, b.const(span - 1)), b.const(span), name=name)
             self.counts[a] = size
-        uneven = [a for a in self.order if kernel.grid[a].tile > 1
-                  and ((schedule.longest_first and works(kernel, a)) or waits(kernel, a))]
-        self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
+        tiled = [a for a in self.order if kernel.grid[a].tile > 1]
+        uneven = [a for a in tiled if schedule.longest_first and works(kernel, a)]
+        apart = uneven or [a for a in tiled if waits(kernel, a)]
+        self.long = apart[0] if schedule.l2 and len(apart) == 1 and len(self.order) > 1 else None
         if self.long is not None:
             self.others = self.product([a for a in self.order if a != self.long], b, "others")
             one = b.const(1)
@@ -52,7 +53,9 @@ class Tiles:
             together = b.const(TOGETHER) if schedule.persistent == "none" else b.emit("block_count", name="blocks")
             blocks = self.fewer(together, b)
             waves = b.emit("mul", blocks, b.const(WAVES))
-            if schedule.persistent == "none":
+            if not uneven:
+                enough = one
+            elif schedule.persistent == "none":
                 enough = self.ceil(waves, self.counts[self.long], b, "enough")
             else:
                 enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
