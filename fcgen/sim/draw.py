@@ -18,6 +18,7 @@ from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.covers import Grid, covered, needs
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
+from ..ir.tile_ops import in_turn
 from ..ir.types import Buffer, Tensor
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
@@ -42,7 +43,8 @@ EMPTY, ONE_ROW, WIDE = 9, 7, 5
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. numbers: the scalars. kind: of the tensors. blocks: of a kernel whose blocks take several tiles. total: programs."""
+    """One run. numbers: the scalars. kind: of the tensors. blocks: of a kernel whose blocks take several tiles. total: programs. waits:
+    they wait for each other."""
 
     sizes: Mapping[str, int]
     numbers: Mapping[str, Any]
@@ -51,11 +53,12 @@ class Trial:
     blocks: int
     total: int
     persistent: bool
+    waits: bool = False
 
     @property
     def every(self) -> bool:
         """All programs run."""
-        return self.persistent or self.total <= 16
+        return self.persistent or self.waits or self.total <= 16
 
     def __str__(self) -> str:
         what = [f"{d}={n}" for d, n in self.sizes.items() if n != 1] + [f"{d}={n}" for d, n in self.numbers.items()]
@@ -170,6 +173,9 @@ class Draws:
         #: outputs that are read or added to: the caller's
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
+        #: tensors that say whose turn it is: nobody has had one
+        self.turns = {turn[0].name for k in (says, kernel) for op in walk_kernel(k)
+                      if (turn := op.operands if op.kind == "await_turn" else in_turn(op) if op.get("turn") else ())}
 
     def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
         rng = np.random.default_rng([n, 8])
@@ -181,7 +187,7 @@ class Draws:
         blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
         kind = KINDS[n % len(KINDS)]
         order = n % self.seeds
-        return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
+        return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent, bool(self.turns))
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
         """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one of it, and where rows see
@@ -302,6 +308,8 @@ class Draws:
             if p.type.dtype.is_float:
                 kind = "normal" if p is floats[-1] and trial.kind in ("equal", "level") else trial.kind
                 x = self.floats(rng, shape, kind, floats.index(p) % 2)
+            elif p.name in self.turns:
+                x = np.zeros(shape)
             elif p.type.dtype.bits == 8 and p.name not in self.meaning.inside:
                 x = rng.integers(*p.type.dtype.range, shape, endpoint=True)
             elif p.name in self.meaning.begins and n % 4 < 3 and not (p.name in self.meaning.counts and self.alone(p.name)):

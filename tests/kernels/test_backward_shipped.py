@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.kernels.backward import LOG2E, backward, backward_rows
-from fcgen.kernels.backward_schedules import FEW_BYTES, candidates, turned
+from fcgen.kernels.backward import LOG2E, backward, backward_in_turn, backward_rows
+from fcgen.kernels.backward_schedules import FEW_BYTES, candidates, takes_turns, turned
 
 #: head size, mask, heads of rows for each of keys, tiles of rows that a program walks, whether it adds up dQ too
 CASES = [(64, "none", 1, 6, True), (64, "causal_top_left", 1, 4, True), (128, "none", 1, 6, True), (128, "causal_top_left", 1, 4, True),
@@ -53,3 +53,25 @@ def test_shipped_schedules_of_hopper(head, mask, group, tiles, adds):
     for name, exact in want.items():
         assert np.abs(got[name] - exact).max() < 6e-3, name
     assert keys.resources.spill_stores is None or keys.resources.spill_stores <= FEW_BYTES
+
+
+@pytest.mark.parametrize("head, mask", [(64, "none"), (64, "causal_top_left"), (128, "none"), (128, "causal_top_left")])
+def test_shipped_schedules_that_add_in_turn(head, mask):
+    """Each tile of rows has had as many turns as there are tiles of keys that see it."""
+    schedule = candidates("backward_in_turn", "sm_90a", head, uneven=mask != "none")[0]
+    program = backward_in_turn.compile(target="sm_90a", schedule=schedule, check=False, T=fc.f16, D=head, E=head, mask=mask)
+    program.quiet = True
+    m, n = (dict(schedule.tiles)[name] for name in ("BLOCK_M", "BLOCK_N"))
+    rows, keys = 256 + m - 7, 2 * n + 7
+    given, want = problem(head, mask, 1, rows, keys)
+    takes = {p.name for p in program.params}
+    sums = np.zeros(given["Q"].shape, np.float32)
+    got = program.simulate(**{n: x for n, x in given.items() if n in takes}, dQ=sums, Turns=np.zeros((1, 1, rows), np.int32))
+    got["dQ"] = got["dQ"] * given["scale"]
+    for name, exact in want.items():
+        assert np.abs(got[name] - exact).max() < 6e-3, name
+    sees = lambda last: 3 if mask == "none" else min(3, last // n + 1)
+    turns = [sees(min(at + m, rows) - 1) if at % m == 0 else 0 for at in range(rows)]
+    assert np.array_equal(got["Turns"], np.broadcast_to(turns, got["Turns"].shape))
+    spilled = program.resources.spill_stores
+    assert takes_turns(head, False) and (spilled is None or spilled <= FEW_BYTES)
