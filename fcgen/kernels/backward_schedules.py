@@ -27,8 +27,8 @@ ADDS_UP_TO = 128
 #: leaves of the products (H200, causal, 1k, 16k tokens: 620 us for 640 at D=64; H100: 548 for 643 at D=128)
 FEW_ROWS = 1536
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
-#: keys are read by a tile's first product and its last one, values between them alone (H200, D=256, 4k: 727 TFLOP/s of three products for 676
-#: with two places each, and tiles of 48 keys)
+#: keys are read by a tile's first product and its last one, values between them alone (H200, D=256, 4k: 727 TFLOP/s of three products
+#: for 676 with two places each, and tiles of 48 keys)
 _LAST = {"k": 2, "v": 1}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
 #: where S ahead alone has 545)
