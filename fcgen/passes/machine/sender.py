@@ -57,7 +57,8 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    out = _one_more(replace(kernel, roles=roles, buffers=buffers), {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears)
+    freed = hears & {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"}
+    out = _one_more(replace(kernel, roles=roles, buffers=buffers), freed)
     fit = lambda k: target.smem_per_sm // (offsets_of(k, target)[2] + target.smem_reserved)
     return out if slots == 1 or fit(out) >= max(1, min(fit(kernel), schedule.min_blocks)) else None
 
