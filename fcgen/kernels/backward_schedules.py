@@ -35,8 +35,9 @@ _SENT = {**_APART, "sender": True}
 #: the same without a branch around masks, which takes registers that loops then read back (H200, bf16, D=128, full, 16k: 615 for 580, as
 #: _APART has; D=64: as fast)
 _WHOLE = {**_SENT, "split": "none"}
-#: the products of an iteration before the next one's, but for S; dQ is added up by a thread of its own (H200, D=128: causal, 16k, 4k, bf16
-#: 611 and 561 TFLOP/s where _APART has 572 and 532; 8 heads to one of keys 498 for 470; a window of 1024 526 for 492; full 595 for 616)
+#: the products of an iteration before the next one's, but for S; dQ is added up by a thread of its own (H200, D=128, kernel alone: causal,
+#: bf16, 16k 611 TFLOP/s where _APART has 572; 8 heads to one of keys, fp16, causal, 4k 498 for 470; a window of 1024 526 for 492. Full 595
+#: for 616. Sums that the loop scales, of _APART 603 for 572, are slower here: 567 for 618)
 _STEP = {"early": "s", "rolling": "dv", "sender": True}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
@@ -60,7 +61,7 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
-#: where they do not, but most of their tiles of rows need no mask
+#: where they do not, but a function says which scores count: most tiles of rows need no mask
 _MASKED = {128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)

@@ -17,11 +17,6 @@ def works(kernel: Kernel, axis: int) -> int:
     return -1 if any(begin == 1 or end == -1 for begin, end in ends) else 0
 
 
-def moves(v: Value, on: Value, defs: Mapping[Value, Op]) -> bool:
-    """Whether a number may grow or fall with another one; where only conditions hang on that, it does not."""
-    return _goes(v, on, defs) != 0
-
-
 def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int | None:
     """Whether a number grows with another one (1), falls (-1), or neither (0, where only conditions hang on it too); None if that cannot be
     said."""

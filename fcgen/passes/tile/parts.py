@@ -52,7 +52,7 @@ def shared_loop(body: Block, parts: int) -> Op:
     if other is not None:
         raise _more(other.kind, other.loc)
     for arg, y in zip(inner.args[1:], inner.yielded):
-        if (other := more_than_sum(inner, arg, y)) is not None:
+        if (other := _more_than_sum(inner, arg, y)) is not None:
             raise _more(f"%{arg.name}: {arg.type}", other.loc or loop.loc)
         if not isinstance(arg.type, Tile):
             raise FcError("compile/schedule", "Schedule.parts: blocks add up tiles", expected="a tile", got=f"%{arg.name}: {arg.type}",
@@ -68,7 +68,7 @@ def shared_loop(body: Block, parts: int) -> Op:
     return loop
 
 
-def more_than_sum(body: Block, arg: Value, y: Value) -> Op | None:
+def _more_than_sum(body: Block, arg: Value, y: Value) -> Op | None:
     """What the loop does with a carried value besides adding to it, once in each iteration."""
     made, used, after, led = definitions(body), uses(body), body.ops[-1], {arg}
     for o in body.ops:
