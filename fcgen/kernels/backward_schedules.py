@@ -38,6 +38,10 @@ _SENT = {**_APART, "sender": True}
 #: the same without a branch around masks, which takes registers that loops then read back (H200, bf16, D=128, full, 16k: 615 for 580, as
 #: _APART has; D=64: as fast)
 _WHOLE = {**_SENT, "split": "none"}
+#: the products of an iteration before the next one's, but for S; dQ is added up by a thread of its own (H200, D=128, kernel alone: causal,
+#: bf16, 16k 611 TFLOP/s where _APART has 572; 8 heads to one of keys, fp16, causal, 4k 498 for 470; a window of 1024 526 for 492. Full 595
+#: for 616. Sums that the loop scales, of _APART 603 for 572, are slower here: 567 for 618)
+_STEP = {"early": "s", "rolling": "dv", "sender": True}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
@@ -48,7 +52,8 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
                    _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART),
                    _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
+              128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART),
+                    _hopper(64, 128, 2, _TWO, **_STEP), _hopper(80, 128, 2, _TWO, early="s"),
                     _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
                     _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
@@ -58,7 +63,9 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 #: the same where tiles of keys differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
-           128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
+           128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
+#: where they do not, but a function says which scores count: most tiles of rows need no mask
+_MASKED = {128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
 _KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 128, 2, _TWO, persistent="dynamic"),
@@ -84,11 +91,13 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False,
+               masked: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
     (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads share keys:
-    the sender finds the places of their rows, which takes the other warps registers."""
+    the sender finds the places of their rows, which takes the other warps registers at small heads. masked: a function says which scores
+    count."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -108,8 +117,10 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     elif not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
-    elif uneven and not grouped:
+    elif uneven and not (grouped and head <= 64):
         found = (*pick(_UNEVEN), *found)
+    elif masked:
+        found = (*pick(_MASKED), *found)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
 
 
