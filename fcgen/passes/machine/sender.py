@@ -23,7 +23,7 @@ from ...ir.types import Buffer, Frag
 from ..facts.common import without_effect
 from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
-from .alloc import offsets_of
+from .alloc import side_by_side
 
 #: warps of the warpgroup that copies which are the sender's
 WARPS = 2
@@ -57,10 +57,10 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    freed = hears & {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"}
-    out = _one_more(replace(kernel, roles=roles, buffers=buffers), freed)
-    fit = lambda k: target.smem_per_sm // (offsets_of(k, target)[2] + target.smem_reserved)
-    return out if slots == 1 or fit(out) >= max(1, min(fit(kernel), schedule.min_blocks)) else None
+    counted = {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears
+    out = _one_more(replace(kernel, roles=roles, buffers=buffers), counted)
+    enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
+    return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
 
 def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
@@ -79,7 +79,7 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
         if op.kind in WRITES and buffer not in env.map:
             env[buffer] = c.view(b)
             c.wait(b)
-            b.add(replace(op, operands=env.all(op.operands)))
+            b.add(env.reading(op))
         elif op.kind == "tma_store" and buffer in env.map:
             c.release(b)
             del env.map[buffer]

@@ -15,24 +15,21 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
-from ...ir.core import GridAxis, Op, Value
+from ...ir.core import Op, Value
 from ...ir.elementwise import INVERSE, MIRROR
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
 from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number, symbol
 from .quotients import compared, distance, divided, divisor, quotient
 
-NO_AXES: Mapping[Value, GridAxis] = {}
-
 
 class Affine:
     """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
 
     def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None,
-                 positive: frozenset[Value] = frozenset(), grid: Mapping[Value, GridAxis] = NO_AXES):
-        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be. grid: whose index along an axis of
-        the launch grid a scalar is."""
-        self.positive, self.grid = positive, grid
+                 positive: frozenset[Value] = frozenset()):
+        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be."""
+        self.positive = positive
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
         self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
         self.spans: dict[tuple[Value, bool], Span | None] = {}
@@ -69,17 +66,14 @@ class Affine:
         out: Value | None = None
         for v, n in sorted(f.terms, key=lambda t: (t[1] < 0, self.order[t[0]])):
             if out is None:
-                out = v if n == 1 else self.b.emit("mul", v, self.literal(n))
+                out = v if n == 1 else self.b.emit("mul", v, self.b.const(n))
             elif n == -1:
                 out = self.b.emit("sub", out, v)
             else:
-                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.literal(n)))
+                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.b.const(n)))
         if out is None:
-            return self.literal(f.const)
-        return self.b.emit("add", out, self.literal(f.const)) if f.const else out
-
-    def literal(self, n: int) -> Value:
-        return self.b.const(n)
+            return self.b.const(f.const)
+        return self.b.emit("add", out, self.b.const(f.const)) if f.const else out
 
     def floordiv(self, f: Form, d: int) -> Form | None:
         """floor(f / d), d > 0: what d divides comes out, the rest becomes one scalar."""
@@ -90,7 +84,7 @@ class Affine:
         rest = Form(0, frozenset((v, n) for v, n in f.terms if n % d), r)
         if not rest.terms:
             return whole
-        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.literal(d)))
+        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.b.const(d)))
 
     def extreme(self, kind: str, a: Form, b: Form, name: str = "") -> Form:
         """max or min of two scalars; of two that differ by a known number, the right one."""
@@ -102,7 +96,7 @@ class Affine:
 
     def switch(self, cond: Value) -> Range:
         """Everything or nothing, by a scalar condition."""
-        make = lambda: self.b.emit("select", cond, self.literal(BIG), self.literal(-BIG))
+        make = lambda: self.b.emit("select", cond, self.b.const(BIG), self.b.const(-BIG))
         return Range(None, self.once(("switch", cond), make))
 
     def switched(self, r: Range) -> Value | None:
@@ -213,16 +207,7 @@ class Affine:
             return Range(None, high.shift(1))
         if f.known is not None:
             return ALL if f.known >= 0 else EMPTY
-        if self.begins_inside(f):
-            return ALL
-        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.literal(0))))
-
-    def begins_inside(self, f: Form) -> bool:
-        """Whether f >= 0 says no more than that a program's tile begins inside of the grid's axis. (In blocks that fill up a cluster it may
-        not: these store nothing.)"""
-        ends = ((v, a, number(a.dim) if isinstance(a.dim, int) else self.scalars.get(("size", a.dim))) for v, a in self.grid.items())
-        return any(end is not None and f.shift(-f.const) == end.shift(-end.const) - symbol(v) * a.tile and f.const - end.const >= -1
-                   for v, a, end in ends)
+        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.b.const(0))))
 
     def both(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
