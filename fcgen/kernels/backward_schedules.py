@@ -60,7 +60,10 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
-#: the same where tiles of keys differ in work
+#: the same where all tiles of keys are alike. K and V are left operands from registers: shared memory was what two warpgroups had least of
+#: (D=64, 128 rows: 2,824 of 4,400 cycles of a tile; H200, fp16, 1k and 16k: 444 and 522 TFLOP/s for 441 and 502)
+_ALIKE = {64: (_hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s", hints=True),)}
+#: and where they differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
@@ -68,13 +71,15 @@ _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, *
 _MASKED = {128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
-_KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 128, 2, _TWO, persistent="dynamic"),
-              _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
+_KEYS = {64: (_hopper(96, 128, 2, _TWO, rolling="dv"), _hopper(96, 128, 2, _TWO, early="s", rolling="dv"),
+              _hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
          128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
                _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
-_KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
+#: (D=64, fp16, causal, 1k and 4k: 388 and 519 TFLOP/s for 349 and 494 with a block for each tile)
+_KEYS_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, rolling="dv", persistent="dynamic"),),
+                128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
 #: where adds have turns, for which the sender waits: what is added to, and what is read beside, in a third of L2 (H200, 4k, D=64: 1.05 of
 #: the usual pass with 17 MiB, 1.15 with 40)
 _IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_WHOLE, l2=18),), 128: (_hopper(64, 128, 2, _TWO, **_WHOLE, l2=18),)}
@@ -83,7 +88,8 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
                    _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
               128: (_hopper(128, 96, 2, rolling="dq"), _hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              192: (_hopper(128, 64, 2), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 1)),
+              192: (_hopper(128, 64, 2), _hopper(128, 64, 2, epilogue="quad"), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"),
+                    _hopper(64, 64, 2, 1)),
               256: (_hopper(128, 64, 2, _LAST, epilogue="quad", early="s", rolling="dq"), _hopper(128, 48, 2, 2, epilogue="quad"),
                     _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2), _hopper(64, 64, 2, 1)),
               512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
@@ -119,9 +125,12 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
     elif uneven and not (grouped and head <= 64):
         found = (*pick(_UNEVEN), *found)
-    elif masked:
+    elif masked and pick(_MASKED):
         found = (*pick(_MASKED), *found)
-    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
+    elif not (uneven or grouped):
+        found = (*pick(_ALIKE), *found)
+    beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `apart`)
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found
 
 
 def apart(head: int, uneven: bool, rows: int) -> bool:

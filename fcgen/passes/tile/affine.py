@@ -15,24 +15,21 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
-from ...ir.core import GridAxis, Op, Value
+from ...ir.core import Op, Value
 from ...ir.elementwise import INVERSE, MIRROR
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
 from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number, symbol
 from .quotients import compared, distance, divided, divisor, quotient
 
-NO_AXES: Mapping[Value, GridAxis] = {}
-
 
 class Affine:
     """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
 
     def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None,
-                 positive: frozenset[Value] = frozenset(), grid: Mapping[Value, GridAxis] = NO_AXES):
-        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be. grid: whose index along an axis of
-        the launch grid a scalar is."""
-        self.positive, self.grid = positive, grid
+                 positive: frozenset[Value] = frozenset()):
+        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be."""
+        self.positive = positive
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
         self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
         self.spans: dict[tuple[Value, bool], Span | None] = {}
@@ -210,16 +207,7 @@ class Affine:
             return Range(None, high.shift(1))
         if f.known is not None:
             return ALL if f.known >= 0 else EMPTY
-        if self.begins_inside(f):
-            return ALL
         return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.b.const(0))))
-
-    def begins_inside(self, f: Form) -> bool:
-        """Whether f >= 0 says no more than that a program's tile begins inside of the grid's axis. (In blocks that fill up a cluster it may
-        not: these store nothing.)"""
-        ends = ((v, a, number(a.dim) if isinstance(a.dim, int) else self.scalars.get(("size", a.dim))) for v, a in self.grid.items())
-        return any(end is not None and f.shift(-f.const) == end.shift(-end.const) - symbol(v) * a.tile and f.const - end.const >= -1
-                   for v, a, end in ends)
 
     def both(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
