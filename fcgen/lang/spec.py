@@ -101,7 +101,7 @@ class Spec:
     def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
         sig, held = self.signature.without(binding), self.given(binding)
         captures = Captures(held, {*sig.dims, *(p.name for p in self.signature.params)}, fixed)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding, captures)
+        t = Trace(inspect.unwrap(self.fn).__code__, tiles, captures)
         with tracing(t):
             given = dict.fromkeys((p.name for p in self.signature.params), None)
             for p in sig.params:
