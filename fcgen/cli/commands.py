@@ -248,10 +248,9 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
         r = next(n for n in range(16, 16 * warps + 1) if make(n, 16).shape[0] == n)  # the smallest tile that is covered whole
         c = next(n for n in (8, 16) if make(r, n).shape[1] == n)
         if rows % r or cols % c:
-            raise FcError(
-                "cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {r} rows and of {c} columns",
-                got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1), hint=f"fcgen layout {name} {-(-rows // r) * r} {-(-cols // c) * c}" + f" --warps {warps}" * (warps > 1)
-            )
+            whole = f"{-(-rows // r) * r} {-(-cols // c) * c}" + f" --warps {warps}" * (warps > 1)
+            raise FcError("cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {r} rows and of {c} columns",
+                          got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1), hint=f"fcgen layout {name} {whole}")
         value = make(rows, cols)
         text = picture.registers(value)
     if svg == "-":

@@ -29,8 +29,9 @@ OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "true
              "remainder": "mod", "power": "pow", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
              "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
 #: what other libraries call it -> what a spec writes
-ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot", "mm": "fc.dot",
-             "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D.to(fc.f32)", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
+ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot",
+             "mm": "fc.dot", "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D.to(fc.f32)", "relu": "fc.maximum(x, 0.0)",
+             "absolute": "fc.abs", "power": "x ** n",
              "softmax": "e = fc.exp(x - fc.max(x, axis=1)); e / fc.sum(e, axis=1), or fc.online_softmax tile by tile",
              "astype": "x.to(fc.f32)", "type": "x.to(fc.f32)",
              "float": "x.to(fc.f32)", "half": "x.to(fc.f16)", "bfloat16": "x.to(fc.bf16)", "int": "x.to(fc.i32)", "long": "x.to(fc.i64)",
