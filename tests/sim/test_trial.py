@@ -16,7 +16,7 @@ from fcgen.ir.core import walk_kernel
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import attention
 from fcgen.sim.coverage import Coverage, never_ran, one_way, short_rings
-from fcgen.sim.draw import Draws, meaning
+from fcgen.sim.draw import Draws, Trial, meaning
 from fcgen.sim.machine import simulate
 from fcgen.sim.trial import Oracle, run_trials
 
@@ -232,3 +232,9 @@ def test_outputs_that_are_read_come_from_the_caller() -> None:
     assert str(edited) != text
     with pytest.raises(FcError, match="computes something else"):
         run_trials(edited, p.target, against=Oracle(p.tile, p.target))
+
+
+@pytest.mark.parametrize(("total", "blocks", "words"), [(0, 0, "0 programs in 0 blocks"), (1, 1, "1 program in 1 block"),
+                                                        (2, 2, "2 programs in 2 blocks")])
+def test_a_run_says_how_much_of_it_there_is(total: int, blocks: int, words: str) -> None:
+    assert str(Trial({"M": 0}, {}, "normal", 0, blocks, total, True)) == f"M=0, normal: {words}"
