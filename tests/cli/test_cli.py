@@ -51,6 +51,18 @@ def test_dump_stops_after_a_pass_by_name() -> None:
     assert result.exit_code == 1 and "place" in result.output
 
 
+@pytest.mark.parametrize("stage", ["ptx", "report"])
+def test_dump_compiles_what_is_not_to_be_checked(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(*_: object) -> None:
+        raise FcError("sim/unwritten", "drawn sizes do not go together")
+
+    monkeypatch.setattr(trial, "run_trials", wrong)
+    monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path))
+    result = fcgen("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", stage)
+    assert result.exit_code == 1 and "go together" in result.output
+    assert output("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", stage, "--no-check")
+
+
 def test_dump_until_a_value() -> None:
     text = output("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", "tile", "--until", "s")
     assert "UNTIL" in text and "store %O" not in text

@@ -238,3 +238,36 @@ def test_outputs_that_are_read_come_from_the_caller() -> None:
                                                         (2, 2, "2 programs in 2 blocks")])
 def test_a_run_says_how_much_of_it_there_is(total: int, blocks: int, words: str) -> None:
     assert str(Trial({"M": 0}, {}, "normal", 0, blocks, total, True)) == f"M=0, normal: {words}"
+
+
+@fc.kernel
+def in_groups(X: "f32[H]", W: "f32[G]", Y: "out f32[H]", *, group: "i32"):
+    g, rows = fc.grid(W.G, fc.tile(group, "BM"))
+    mine = (rows + g * group).until(g * group + group)
+    fc.store(Y[mine], fc.load(X[mine]) * W[g])
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_sizes_that_go_with_numbers_are_made_to(compared: bool) -> None:
+    """H is G * group, and no IR says so: where it is drawn larger, what no program writes is left away; where it was given, that is told."""
+    p = in_groups.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}, warps=1))
+    against = Oracle(p.tile, p.target) if compared else None
+    tried = run_trials(p.machine, p.target, against=against)
+    assert tried.complete() and any(t.sizes["H"] == t.sizes["G"] * t.numbers["group"] > 16 for t in tried.ran)
+    assert run_trials(p.machine, p.target, {"H": 8, "G": 2}, fixed={"group": 4}, against=against).ran
+    with pytest.raises(FcError) as e:
+        run_trials(p.machine, p.target, {"H": 9, "G": 2}, fixed={"group": 4}, against=against)
+    assert e.value.code == "sim/unwritten" and "H and group go together: give them both" in e.value.notes[-1]
+
+
+def test_a_tail_that_no_number_explains_is_still_missed() -> None:
+    @fc.kernel
+    def tail(X: "f32[H]", Y: "out f32[H]", *, n: "f32"):
+        (rows,) = fc.grid(fc.tile(X.H, "BM"))
+        there = (rows + 0).until(X.H - 1)
+        fc.store(Y[there], fc.load(X[there]) * n)
+
+    p = tail.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}, warps=1))
+    with pytest.raises(FcError) as e:
+        run_trials(p.machine, p.target)
+    assert e.value.code == "sim/unwritten" and not any("go together" in n for n in e.value.notes)
