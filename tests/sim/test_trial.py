@@ -15,7 +15,7 @@ from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import attention
-from fcgen.sim.coverage import Coverage, never_ran, one_way, short_rings
+from fcgen.sim.coverage import Coverage, never_ran, never_taken, one_way, short_rings
 from fcgen.sim.draw import Draws, Trial, meaning
 from fcgen.sim.machine import simulate
 from fcgen.sim.trial import Oracle, run_trials
@@ -271,3 +271,48 @@ def test_a_tail_that_no_number_explains_is_still_missed() -> None:
     with pytest.raises(FcError) as e:
         run_trials(p.machine, p.target)
     assert e.value.code == "sim/unwritten" and not any("go together" in n for n in e.value.notes)
+
+
+LOOP = """machine kernel f
+param %X: tensor f32[M]
+grid %i: 1
+meta stage = placed
+role main warps 1 {
+  %0 = const {value = 0, dtype = i32} : i32
+  %1 = const {value = 1, dtype = i32} : i32
+  %32 = const {value = 32, dtype = i32} : i32
+  %31 = const {value = 31, dtype = i32} : i32
+  %n = size {dim = M} : i32
+  %low = floordiv %n, %32 : i32
+  %up = add %n, %31 : i32
+  %high = floordiv %up, %32 : i32
+  LINES
+  for %from, %high (%j: i32) {
+    %next = add %j, %1 : i32
+    %more = lt %next, %high : i1
+    if %more {
+      %a = mul %next, %next : i32
+      yield
+    } else {
+      yield
+    }
+    yield
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("lines", "never"), [
+    ("%from = max %low, %0 : i32", True), ("%m = min %high, %low : i32\n  %from = max %m, %0 : i32", True), ("%from = min %low, %high : i32", True),
+    ("%from = sub %high, %1 : i32", True), ("%from = add %low, %0 : i32", True), ("%from = max %0, %1 : i32", False),
+    ("%from = sub %low, %1 : i32", False), ("%from = min %low, %1 : i32", False), ("%s = add %n, %1 : i32\n  %from = floordiv %s, %31 : i32", False)])
+def test_a_branch_that_no_sizes_take_is_no_gap(lines: str, never: bool) -> None:
+    kernel = from_text(LOOP.replace("LINES", lines), "f.fc")
+    (branch,) = (op for op in walk_kernel(kernel) if op.kind == "if")
+    assert never_taken(kernel) == (frozenset([branch]) if never else frozenset())
+    seen = Coverage(ran={op for op in walk_kernel(kernel) if op.kind != "mul"}, ways={(branch, False)})
+    assert (never_ran(kernel, seen) == [] and one_way(kernel, seen) == []) is never
+    taken = lambda n, low: any(j + 1 < -(-n // 32) for j in range(low, -(-n // 32)))
+    bounds = {"max %low, %0": lambda n: max(n // 32, 0), "sub %low, %1": lambda n: n // 32 - 1}
+    for text, low in bounds.items():
+        assert text not in lines or any(taken(n, low(n)) for n in range(200)) is not never
