@@ -105,8 +105,8 @@ def _newer_or_older(arch: Any) -> str | None:
     known = sorted((int(name.strip("sm_a")), name) for name in targets())
     if number and int(number[1]) > known[-1][0]:
         return f"its newest target is {known[-1][1]}: nothing is generated for GPUs after Hopper (Blackwell is sm_100 and sm_120)"
-    older = number and int(number[1]) < known[0][0]
-    return f"its oldest target is {known[0][1]}: it needs the asynchronous copies of Ampere" if older else None
+    too_old = number and int(number[1]) < known[0][0]
+    return f"its oldest target is {known[0][1]}: it needs the asynchronous copies of Ampere" if too_old else None
 
 
 def own_target(device: int = 0) -> str:

@@ -56,6 +56,11 @@ def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("spec")(fn)
 
 
+out_option = click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True,
+                          help="folder for the files")
+size_option = click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to run it with: M=100")
+
+
 @main.command(epilog=SPEC_HELP)
 @spec_options
 @click.option("--stage", type=click.Choice(["tile", "machine", "cuda", "ptx", "sass", "report"]), default="machine", show_default=True)
@@ -88,11 +93,9 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+@size_option
 @argument_option
 def build(
     spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...],
@@ -126,7 +129,7 @@ def build(
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
+@size_option
 @argument_option
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="orders of the engines to try")
 @click.option("--against", metavar="FILE", help="what it should compute: the file before the edit, its tile IR, or a spec")
@@ -152,7 +155,7 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size: M=1000")
+@size_option
 @argument_option
 @click.option("--simulate", is_flag=True, help="in the simulator even where there is a GPU")
 def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool,
@@ -185,9 +188,7 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
 @main.command()
 @click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 def demo(target: str | None, out: Path) -> None:
     """Attention from spec to kernel: trace, simulate, compile, report; with a GPU also run and time it."""
     from .demo import run_demo
@@ -228,8 +229,12 @@ def explain(code: str | None) -> None:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 
 
+#: rows and columns of the operands of one matrix instruction
+UNITS = {"mma_a": (16, 16), "mma_b": (16, 8), "mma_c": (16, 8)}
+
+
 @main.command()
-@click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
+@click.argument("name", type=click.Choice([*UNITS, "rowwise", "smem"]))
 @click.argument("rows", type=click.IntRange(1))
 @click.argument("cols", type=click.IntRange(1))
 @click.option("--warps", default=1, show_default=True, type=click.IntRange(1, 32))
@@ -246,14 +251,13 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
         value = layouts.rowwise(rows, cols, warps)
         text = picture.registers(value)
     else:
-        make = lambda r, c: getattr(layouts, name)(r, c, (warps, 1))
-        r = next(n for n in range(16, 16 * warps + 1) if make(n, 16).shape[0] == n)  # the smallest tile that is covered whole
-        c = next(n for n in (8, 16) if make(r, n).shape[1] == n)
-        if rows % r or cols % c:
-            whole = f"{-(-rows // r) * r} {-(-cols // c) * c}" + f" --warps {warps}" * (warps > 1)
-            raise FcError("cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {r} rows and of {c} columns",
-                          got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1), hint=f"fcgen layout {name} {whole}")
-        value = make(rows, cols)
+        down, across = UNITS[name][0] * (1 if name == "mma_b" else warps), UNITS[name][1]  # warps share out rows, and read all of b
+        if rows % down or cols % across:
+            more = f" --warps {warps}" * (warps > 1)
+            raise FcError("cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {down} rows and of {across} columns",
+                          got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1),
+                          hint=f"fcgen layout {name} {-(-rows // down) * down} {-(-cols // across) * across}{more}")
+        value = getattr(layouts, name)(rows, cols, (warps, 1))
         text = picture.registers(value)
     if svg == "-":
         click.echo(picture.svg(value, shape=(rows, cols)))

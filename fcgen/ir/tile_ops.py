@@ -85,11 +85,8 @@ define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition har
        traits="elementwise")
 
 
-def _cast(types, attrs):
-    return (with_dtype(types[0], DTYPES[attrs["to"]]),)
-
-
-define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
+define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", lambda types, attrs: (with_dtype(types[0], DTYPES[attrs["to"]]),),
+       to=DTYPE, traits="elementwise")
 
 
 def _sum_blocks(types, attrs):
@@ -117,11 +114,14 @@ def _const(types, attrs):
 define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE, traits="cheap")
 
 
+def _made(dtype: DType, attrs: Mapping[str, Any]) -> tuple[Tile] | None:
+    """A tile of the shape that is given; the layout of a fragment is a free choice."""
+    return (Tile(dtype, tuple(attrs["shape"])),) if "shape" in attrs else None
+
+
 def _full(types, attrs):
     need(len(types) == 1 and isinstance(types[0], Scalar), "full takes one scalar")
-    if "shape" in attrs:
-        return (Tile(types[0].dtype, tuple(attrs["shape"])),)
-    return None
+    return _made(types[0].dtype, attrs)
 
 
 def _shaped(op: Op) -> None:
@@ -141,7 +141,7 @@ define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: att
 
 def _iota(types, attrs):
     need(not types, "iota takes no operands")
-    return (Tile(i32, tuple(attrs["shape"])),) if "shape" in attrs else None
+    return _made(i32, attrs)
 
 
 def _check_iota(op: Op) -> None:
@@ -151,10 +151,6 @@ def _check_iota(op: Op) -> None:
 
 
 define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe, traits="cheap")
-
-
-def _broadcast(types, attrs):
-    return (Tile(types[0].dtype, tuple(attrs["shape"])),) if "shape" in attrs else None
 
 
 def _check_broadcast(op: Op) -> None:
@@ -172,8 +168,8 @@ def _check_broadcast(op: Op) -> None:
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 
-define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
-       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe, traits="cheap")
+define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.",
+       lambda types, attrs: _made(types[0].dtype, attrs), check=_check_broadcast, axes=AXES, shape=SHAPE.maybe, traits="cheap")
 
 
 def _transpose(types, attrs):

@@ -13,7 +13,7 @@ from ..ir.elementwise import FNS
 from ..ir.tile_ops import TAKES
 from ..ir.types import DTYPES, DType, f32, i1, i32, i64, u32
 from .handles import ARITHMETIC, Handle, Label, NotATile, label_name
-from .mistakes import HOLD
+from .mistakes import HOLD, plain
 from .trace import current, mistake
 
 #: how messages call the functions that are written as operators
@@ -29,10 +29,9 @@ def lift(x: Any, dtype: DType | None) -> Handle:
         raise x.mistaken()
     if hasattr(type(x), "lifted"):  # a captured number
         return x.lifted(dtype)  # type: ignore[no-any-return]
+    x = plain(x)
     if isinstance(x, bool):
         return Handle(current().emit("const", value=x, dtype="i1"))
-    if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
-        x = x.item()
     if not isinstance(x, (int, float)):
         hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else \
             HOLD if hasattr(x, "shape") and hasattr(x, "dtype") else None
