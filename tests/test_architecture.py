@@ -54,7 +54,7 @@ def test_import_directions(folder):
 
 #: torch's operators, which call `fcgen.attention`, are declared when a graph is first traced, and calls that train look at
 #: arguments as others do: imports that go back
-GOES_BACK = {("fcgen.attend.forward", "fcgen.attend.torch_op"), ("fcgen.attend.forward", "fcgen.attend.trained")}
+GOES_BACK = {("fcgen.attend.forward", "fcgen.attend.torch_op")}
 
 
 def files_imported() -> dict[str, set[str]]:
