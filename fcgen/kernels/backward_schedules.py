@@ -65,9 +65,10 @@ _KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 1
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
 _KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
-#: where adds have turns, for which the sender waits: what is added to, and what is read beside it, in a third of L2 (H200, 4k, D=64: 1.05 of
-#: the usual pass with 17 MiB, 1.15 with 40)
-_IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_WHOLE, l2=18),), 128: (_hopper(64, 128, 2, _TWO, **_WHOLE, l2=18),)}
+#: where adds have turns, for which the sender waits: what is added to, and what is read beside it, in a third of L2 (H200, 4k, full, D=64,
+#: of the usual kernel's time: 1.05 with 18 MiB, 1.12 with 40). Where dV waits for all weights: 1.03 for 1.05, D=128 1.14 for 1.18
+_TURNS: dict[str, object] = {"early": "s", "behind": "dq", "sender": True, "split": "none", "l2": 18}
+_IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 2, _TWO, **_TURNS),)}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
@@ -100,7 +101,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     if rows:
         return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
     if spec == "backward_in_turn":
-        return tuple(replace(s, split="branch", l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
+        return tuple(replace(s, l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
     if not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
@@ -114,10 +115,11 @@ def apart(head: int, uneven: bool, rows: int) -> bool:
     return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
 
 
-def takes_turns(head: int, grouped: bool) -> bool:
-    """Whether adds to dQ can have turns, where there is wgmma: it is known to fit. (Of heads that share keys the sender takes the other
-    warps too many registers.)"""
-    return head in _IN_TURN and not grouped
+def takes_turns(head: int, grouped: bool, uneven: bool) -> bool:
+    """Whether adds to dQ have turns rather than a pass of their own, where there is wgmma and they must have one order. (H200, 4k, times of
+    the usual pass: D=64 full 1.08 for 1.16, causal 1.12 for 1.24; D=128 full 1.15 for 1.20, causal 1.14 for 1.09. Of heads that share keys
+    the sender takes the other warps too many registers.)"""
+    return head in _IN_TURN and not grouped and not (uneven and head > 64)
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

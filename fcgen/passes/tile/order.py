@@ -4,7 +4,8 @@ In and out: tile IR; only the kernel's `order` and the `reverse` and `cluster` o
 programs that run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. Where a
 loop reads tiles that no two programs along the tiled axes share, but those along another axis do, that axis comes first of all. With
 `longest_first`, an axis along which work grows is walked backwards: the programs with the most work start first, and the short ones fill
-the end of the last wave. Programs that wait for their turn begin in the order of their turns. The neighbours that a cluster is made of come before any other axis.
+the end of the last wave. Programs that wait for their turn begin in the order of their turns. The neighbours that a cluster is made of come
+before any other axis.
 """
 
 from __future__ import annotations
