@@ -94,10 +94,10 @@ def store(view: Any, value: Any) -> None:
 
 
 def atomic_add(view: Any, value: Any, turn: tuple[Any, Any] | None = None) -> None:
-    """Add a tile to what is there, atomically: programs may meet. f32 tensors. turn: (an element of an "inout i32" tensor, n): it waits
-    until n stands there and leaves n + 1 there, so that all adds to one place come in one order, and its bits are the same each time. The
-    caller clears that tensor. Programs begin in the order of their grid, the one with the most work first: each may only wait for earlier
-    ones."""
+    """Add a tile to what is there, atomically: programs may meet. Tensors of f16, bf16, f32, f64, i32, u32. turn: (an element of an
+    "inout i32" tensor, n): it waits until n stands there and leaves n + 1 there, so that all adds to one place come in one order, and its
+    bits are the same each time. The caller clears that tensor. n grows, or falls, along axes of the grid: programs begin in the
+    order of their turns."""
     _store(view, value, {"reduce": "add"}, () if turn is None else _turn(*turn))
 
 
@@ -117,7 +117,7 @@ def _store(view: Any, value: Any, attrs: dict[str, Any], turn: tuple[Value, ...]
         raise mistake("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
                       got=repr(view), hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
     t, p = current(), view.tensor._param
-    if not any(f in ("out", "inout") for f in view.tensor._flags):
+    if not view.tensor.written:
         raise mistake("trace/store", f"{p.name} is not an output", hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
@@ -284,7 +284,10 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
     more = () if acc is None else (_accumulator(acc, labels, a.dtype.computed).value,)
-    return Handle(current().emit("dot", a.value, b.value, *more), labels)
+    out = Handle(current().emit("dot", a.value, b.value, *more), labels)
+    if isinstance(inner_a, Range):
+        current().folded[out.value] = inner_a
+    return out
 
 
 def _accumulator(acc: Any, labels: tuple[Any, ...], dtype: DType) -> Handle:

@@ -167,3 +167,22 @@ def test_loops_without_iterations_around_places_of_unknown_ends_reach_nothing():
     p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
     for run in (p.interpret, p.simulate):
         assert run(X=np.ones((2, 2), np.float32), W=np.ones((8, 2), np.float32), step=3)["Y"].sum() == 4
+
+
+@pytest.mark.parametrize("run", ["interpret", "simulate"])
+def test_what_a_loop_adds_to_one_place_is_there_even_if_it_has_no_iterations(run):
+    """It is added once, behind the loop."""
+    @fc.kernel
+    def spec(X: "f32[M, N]", S: "inout f32[P]", C: "inout f32[P]", *, few: "i32"):
+        (m,) = fc.grid(X.M)
+        for ns in fc.loop(fc.tile(X.N, "BN")):
+            fc.atomic_add(S[m], fc.sum(fc.load(X[m, ns])))
+            with fc.when(m < few):
+                fc.atomic_add(C[m], 1.0)
+
+    p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BN": 16}), check=False)
+    given = {"X": np.zeros((5, 0), np.float32), "few": 2}
+    with pytest.raises(FcError, match="axis 0 of argument `S` is too short") as e:
+        getattr(p, run)(**given, S=np.zeros(2, np.float32), C=np.zeros(2, np.float32))
+    assert e.value.expected.startswith("at least 5")
+    getattr(p, run)(**given, S=np.zeros(5, np.float32), C=np.zeros(5, np.float32))
