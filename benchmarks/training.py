@@ -269,7 +269,7 @@ def compiled(job: tuple[int, int, str, bool]) -> None:
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
     jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)
-            if PROGRAMS[n][0] != "in_turn" or takes_turns(d, False)]
+            if PROGRAMS[n][0] != "in_turn" or takes_turns(d, False, c)]
     with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compiled, jobs))
 

@@ -200,7 +200,7 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     two = hopper and apart(head, uneven, rows)
     grouped = q.shape[call.heads] != k.shape[call.heads]
     turns = not two and (in_order.get() or torch.are_deterministic_algorithms_enabled())
-    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head, grouped)):
+    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head, grouped, uneven)):
         two, turns = True, False
     if call.given != PLAIN:
         few = call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])

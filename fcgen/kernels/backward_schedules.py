@@ -80,9 +80,10 @@ _KEYS = {64: (_hopper(96, 128, 2, _TWO, rolling="dv"), _hopper(96, 128, 2, _TWO,
 #: (D=64, fp16, causal, 1k and 4k: 388 and 519 TFLOP/s for 349 and 494 with a block for each tile)
 _KEYS_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, rolling="dv", persistent="dynamic"),),
                 128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
-#: where adds have turns, for which the sender waits: what is added to, and what is read beside, in a third of L2 (H200, 4k, D=64: 1.05 of
-#: the usual pass with 17 MiB, 1.15 with 40)
-_IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_WHOLE, l2=18),), 128: (_hopper(64, 128, 2, _TWO, **_WHOLE, l2=18),)}
+#: where adds have turns, for which the sender waits: what is added to, and what is read beside it, in a third of L2 (H200, 4k, full, D=64,
+#: of the usual kernel's time: 1.05 with 18 MiB, 1.12 with 40). Where dV waits for all weights: 1.03 for 1.05, D=128 1.14 for 1.18
+_TURNS: dict[str, object] = {"early": "s", "behind": "dq", "sender": True, "split": "none", "l2": 18}
+_IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 2, _TWO, **_TURNS),)}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
@@ -116,7 +117,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     if not wgmma:
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
     if spec == "backward_in_turn":
-        return tuple(replace(s, split="branch", l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
+        return tuple(replace(s, l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
     if rows:
         claims = uneven and found and not found[0].early
         found = (replace(found[0], persistent="dynamic"), *found) if claims else found
@@ -138,10 +139,11 @@ def apart(head: int, uneven: bool, rows: int) -> bool:
     return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
 
 
-def takes_turns(head: int, grouped: bool) -> bool:
-    """Whether adds to dQ can have turns, where there is wgmma: it is known to fit. (Of heads that share keys the sender takes the other
-    warps too many registers.)"""
-    return head in _IN_TURN and not grouped
+def takes_turns(head: int, grouped: bool, uneven: bool) -> bool:
+    """Whether adds to dQ have turns rather than a pass of their own, where there is wgmma and they must have one order. (H200, 4k, times of
+    the usual pass: D=64 full 1.08 for 1.16, causal 1.12 for 1.24; D=128 full 1.15 for 1.20, causal 1.14 for 1.09. Of heads that share keys
+    the sender takes the other warps too many registers.)"""
+    return head in _IN_TURN and not grouped and not (uneven and head > 64)
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

@@ -96,8 +96,8 @@ def store(view: Any, value: Any) -> None:
 def atomic_add(view: Any, value: Any, turn: tuple[Any, Any] | None = None) -> None:
     """Add a tile to what is there, atomically: programs may meet. Tensors of f16, bf16, f32, f64, i32, u32. turn: (an element of an
     "inout i32" tensor, n): it waits until n stands there and leaves n + 1 there, so that all adds to one place come in one order, and its
-    bits are the same each time. The caller clears that tensor. Programs begin in the order of their grid, the one with the most work first:
-    each may only wait for earlier ones."""
+    bits are the same each time. The caller clears that tensor. n grows, or falls, along axes of the grid: programs begin in the
+    order of their turns."""
     _store(view, value, {"reduce": "add"}, () if turn is None else _turn(*turn))
 
 

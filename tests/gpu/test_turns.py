@@ -1,5 +1,7 @@
 """Adds in turn on the GPU: right, and the same bits in every launch, while another stream keeps multiprocessors busy."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -80,4 +80,4 @@ def test_shipped_schedules_that_add_in_turn(head, mask):
     turns = [sees(min(at + m, rows) - 1) if at % m == 0 else 0 for at in range(rows)]
     assert np.array_equal(got["Turns"], np.broadcast_to(turns, got["Turns"].shape))
     spilled = program.resources.spill_stores
-    assert takes_turns(head, False) and (spilled is None or spilled <= FEW_BYTES)
+    assert takes_turns(head, False, False) and (spilled is None or spilled <= FEW_BYTES)

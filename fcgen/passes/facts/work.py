@@ -29,7 +29,8 @@ def waits(kernel: Kernel, axis: int) -> int:
     if len(goes) > 1 or None in goes:
         raise FcError("compile/unsupported", f"whether turns come earlier or later along {kernel.grid[axis].name} cannot be told: programs "
                       "could begin in an order in which one waits for a later one", loc=stores[0].loc,
-                      expected="a number that grows, or falls, along the grid's axes", hint="as in turn=(Turns[rows.start], cols_tile)")
+                      expected="a number that grows, or falls, along the axes of the grid",
+                      hint="as in turn=(Turns[rows.start], cols.start // cols.size)")
     (way,) = goes
     return way or 0
 
