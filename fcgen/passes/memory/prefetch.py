@@ -102,11 +102,12 @@ def _small(v: Value) -> bool:
 
 
 def guarded(op: Op, made: Container[Value]) -> bool:
-    """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
+    """Whether the read may be made for an index past the loop's end, and where there is no iteration: a gather reads zeros outside, a load
+    where it can have a guard."""
     if op.kind == "gather":
         return True
-    access = Access.of(op)
-    return not access.listed and not any(a.along is None and a.start in made for a in access.axes)
+    access, stays = Access.of(op), op.get("leaves") == 0
+    return not access.listed and not any(a.along is None and (stays or a.start in made) for a in access.axes)
 
 
 def with_guards(op: Op) -> Op:
