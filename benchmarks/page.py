@@ -261,9 +261,9 @@ def _of_backward(results: Results) -> str:
         names = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
                  "flex": "FlexAttention"}
         found = results.backward_rates("backward-variants*.json").items()
-        table = [[f"D={d}, {what}", *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
-                 for (_, d, what, _), rates in sorted(found, key=lambda cell: cell[0][1:3])]
-        more = f"\nWith masks, scores and grouped heads, at 4k:\n\n{rows(['', *names.values()], table)}\n"
+        table = [[f"D={d}, {what}", short(length), *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
+                 for (_, d, what, length), rates in sorted(found, key=lambda cell: cell[0][1:])]
+        more = f"\nWith masks, scores and grouped heads:\n\n{rows(['', 'length', *names.values()], table)}\n"
     return f"""
 Every cell, in f16 (in brackets over the faster of cuDNN's and FlashAttention-3's, which is timed by its own call):
 geometric mean {said}. Time of the GPU alone: it is held until all calls of a turn are in its queue.

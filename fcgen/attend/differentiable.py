@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,17 +32,24 @@ from .variants import PLAIN
 _known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
 
 
-def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    """(out, log-sum-exp), with derivatives."""
+def begin(call: Call, q: Any, k: Any, v: Any) -> Pass:
+    """A call with the plan of its backward pass."""
     held: list[Any] = []
     moved = moves(call.given, q, k, v)
     with tensors.followed():
         plan = plan_of(call, q, k, v, q.requires_grad or moved, k.requires_grad or v.requires_grad or moved, held)
-    run = Pass(call, plan, held)
-    saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
-    dual = torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
-    with as_outside() if dual else nullcontext():  # a graph that is called with dual numbers runs below torch's autograd
-        return _Attention.apply(run, q, k, v, *held, *saved)  # type: ignore[no-any-return]
+    return Pass(call, plan, held)
+
+
+def attend(run: Pass, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """(out, log-sum-exp), with derivatives."""
+    saved = [x for x in run.call.saved if isinstance(x, torch.Tensor)]
+    if torch._C._are_functorch_transforms_active():
+        return _Attention.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
+    if torch.autograd.forward_ad._current_level < 0:
+        return _Directly.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
+    with as_outside():  # a graph that is called with dual numbers runs below torch's autograd
+        return _Attention.apply(run, q, k, v, *run.held, *saved)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -123,8 +130,8 @@ class _Attention(_Function):
     @staticmethod
     def forward(run: Pass, q: Any, k: Any, v: Any, *held: Any) -> Any:
         known = _known.get()
-        if known is not None:
-            return known[0].detach(), known[1].detach()
+        if known is not None:  # of a call whose heads were widened since: zeros, as the values beside them are
+            return torch.nn.functional.pad(known[0].detach(), (0, v.shape[-1] - known[0].shape[-1])), known[1].detach()
         with tensors.followed():
             return run.call.run(q, k, v)
 
@@ -148,6 +155,18 @@ class _Attention(_Function):
         check(ctx.run, *of_held)
         o, lse, q, k, v, *held = _here(ctx.saved_tensors)
         return _Tangent.apply(ctx.run, o, lse, q, k, v, tq, tk, tv, *held)
+
+
+class _Directly(torch.autograd.Function):
+    """The same where no transform is about. For those torch binds arguments by their signature, which takes as long as the launch."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        out = _Attention.forward(*args)
+        _Attention.setup_context(ctx, args, out)
+        return out
+
+    backward = _Attention.backward
 
 
 class _Gradients(_Function):
@@ -240,5 +259,5 @@ def _leave(*functions: Any) -> None:
 for _c in (_Attention, _Gradients, _Tangent, _Second):
     vars(_c)["forward"].__func__.__signature__ = inspect.signature(_c.forward)  # torch asks for it at every call
 
-_leave(attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
-                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)])
+_leave(begin, attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
+                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)], _Directly.forward)

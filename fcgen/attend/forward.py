@@ -86,12 +86,16 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
 def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None, lse: bool = False) -> Any:
     """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
-    key: tuple[Any, ...] = (causal, lse, _NO_SCHEDULE, False)
-    for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
+    for kind in calls.kinds.get(key_of(causal, lse, given), ()):
         result = kind(q, k, v, None, scale, given)
         if result is not None:
             return result
     return None
+
+
+def key_of(causal: bool | str, lse: bool, given: Functions | None) -> tuple[Any, ...]:
+    """By what the kinds of a call without a schedule, `out` and lists are found."""
+    return causal, lse, _NO_SCHEDULE, False, *(() if given is None else calls.texts_of(given))
 
 
 _NO_SCHEDULE = id(None)
@@ -111,20 +115,28 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
 
         return operator(q, k, v, causal, scale, return_lse, out)
     if learns(given or PLAIN, q, k, v):
-        return _trained(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
+        from . import trained
+
+        return trained.attention(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
+    learn(key, q, k, v, causal, return_lse, schedule, out)
+    return result
+
+
+def learn(key: Any, q: Any, k: Any, v: Any, causal: Any, return_lse: bool, schedule: Schedule | None = None, out: Any = None) -> None:
+    """After a call that went well: know its kind."""
     program = functools.partial(_program, return_lse=return_lse, schedule=schedule)
     plan = functools.partial(_plan, plans.Kept(), return_lse, schedule, out is not None)
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
     calls.learn(key, calls.Options(mask, causal is True, return_lse, schedule, plan, program), q, k, v, out)
-    return result
 
 
 def _check_schedule(schedule: Any) -> None:
-    from ..api import a_schedule
+    if schedule is not None:
+        from ..api import a_schedule
 
-    a_schedule(schedule)
+        a_schedule(schedule)
 
 
 def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, device: int, q: tuple[int, ...],
@@ -156,43 +168,6 @@ def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bo
         return kept.of([part, lister and lister.part], found.keys, write)
     except FcError:
         return None  # the long way says why
-
-
-def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
-             blocks: Any) -> Any:
-    """A call through which a gradient flows."""
-    from ..runtime import tensors
-    from .differentiable import attend
-    from .training import widened
-
-    if out is not None:
-        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
-                      hint="leave it away, or call under torch.no_grad()")
-    if blocks is not None and given.keep is None:
-        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
-    with tensors.followed():
-        call = training_call(q, k, v, causal, scale, schedule, given, blocks)
-    wide = widened(q, k, v)
-    if wide is not None:
-        q, k, wide_v = wide
-        out, lse = _trained(q, k, wide_v, causal, call.scale, True, schedule, None, given, blocks)
-        return (out[..., :v.shape[3]], lse) if return_lse else out[..., :v.shape[3]]
-    out, lse = attend(call, q, k, v)
-    return (out, lse) if return_lse else out
-
-
-def training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, schedule: Any = None, given: Functions = PLAIN,
-                  blocks: Any = None) -> Any:
-    """What the backward pass has to know of a call (`training.Call`)."""
-    from ..runtime import tensors
-    from .training import DENSE, Call
-
-    qa, ka, va = (tensors.outline(x, name) for x, name in zip((q, k, v), "qkv"))
-    _check_shapes(qa, ka, va)
-    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
-    run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)
-    facts = {"mask": _mask_kind(causal, qa.shape[2], ka.shape[2]), "positive": scale >= SMALLEST_NORMAL}
-    return Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
 
 
 def _without_gradient(x: Any) -> Any:

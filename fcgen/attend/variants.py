@@ -126,11 +126,19 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
                     continue
                 if e.code != "compile/schedule":
                     raise
+                refused = refused or e.message  # (a smaller one says what is wrong with a base that was not lowered)
                 if schedule is base:
-                    refused = e.message
                     break
         base = _without(base, refused) if refused else None
-    return make(choice._replace(schedule=other(), lazy=None, sums="exact" if given.weigh is not None else ""))
+    last = other()
+    choice = choice._replace(schedule=last, lazy=None, sums="exact" if given.weigh is not None else "")
+    program = make(choice)
+    # which products this toolkit keeps in flight is known when it has compiled them
+    return program if not last.late or _fits(_first(program)) else make(choice._replace(schedule=replace(last, late=(), tokens=False)))
+
+
+def _first(program: Program) -> Program:
+    return cast(Captured, program).first if isinstance(program, Captured) else program
 
 
 def _made(make: Callable[[Choice], Program], choice: Choice, scored: bool) -> tuple[Program, Program]:
@@ -141,7 +149,7 @@ def _made(make: Callable[[Choice], Program], choice: Choice, scored: bool) -> tu
     causal, of the causal kernel's time: D = 64 1.049 in turns with loops apart, 1.064 with a branch, 1.060 and 1.082 without turns; D = 128
     1.048 in turns with a branch and sums by the tensor core, 1.054 as the table has it (H200, 2026-11-28)."""
     program, schedule = make(choice), choice.schedule
-    first = cast(Captured, program).first if isinstance(program, Captured) else program
+    first = _first(program)
     if schedule.split == "branch" and not {"signs", "hole"}.isdisjoint(dict(first.machine.meta.get("remarks", ()))):
         return _made(make, choice._replace(schedule=replace(schedule, split="loops")), scored)
     if schedule.stages == 2 and schedule.tokens and _reads_tiles(first):

@@ -92,7 +92,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             arguments["right"] = right
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
     if trained and 0 not in shape and sequences and longest:
-        from .differentiable import attend
+        from .differentiable import attend, begin
         from .training import RAGGED, Call, widened
 
         if out is not None:
@@ -109,7 +109,8 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         bound = {"align": align, "causal": is_causal, "positive": value >= forward.SMALLEST_NORMAL,
                  **dict.fromkeys(n for n in ("Used", "KUsed", "left", "right") if n not in arguments)}
         lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k)
-        o, lse = attend(Call(again, RAGGED, value, forward._arch(qa.device), 1, given, bound, arguments, lengths), *plain)
+        call = Call(again, RAGGED, value, forward._arch(qa.device), 1, given, bound, arguments, lengths)
+        o, lse = attend(begin(call, *plain), *plain)
         return (o, lse) if return_lse else o
     if out is not None:
         forward._check_out(tensors.describe(out, "out"), shape, qa, ka, va)

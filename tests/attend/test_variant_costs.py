@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 import fcgen as fc
 from fcgen import masks, scores
@@ -92,6 +94,17 @@ def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
 
 def reads(mask: Any) -> blocks.Reads:
     return blocks._reads_of(functions(mask=mask), "sm_90a", (128, 128), None)
+
+
+def test_what_smaller_tiles_refuse_the_table_does_without() -> None:
+    """Odd tiles are passed over before they are lowered: that their order has no effect is told by those that are tried after them."""
+    wide = pick("sm_90a", 512)
+    table = np.zeros((2, 16, 16), np.float16)
+    given = functions(score=lambda s, b, h, i, j: s + table[h, i, j].to(fc.f32))
+    make = lambda c: compiled.__wrapped__("f16", 512, 512, "none", False, *c, False, given)
+    program = fitted(Choice("sm_90a", replace(wide, l2=32), True, None, ""), given, False, make, lambda: pytest.fail("the model is asked"))
+    chosen = getattr(program, "first", program).schedule
+    assert (dict(chosen.tiles)["BLOCK_N"], chosen.l2) == (64, 0)
 
 
 def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fcgen.attend import backward_plans, blocks, calls, forward, packed, variants, varlen
+from fcgen.attend import backward_plans, blocks, calls, forward, packed, trained, variants, varlen
 from fcgen.build import captured
 from fcgen.build.program import Program
 from fcgen.ir.sizes import is_made
@@ -56,7 +56,7 @@ class Interpreted:
 
 def alone(monkeypatch: Any) -> None:
     """No program that others made is found from here on, and none that is made is left to them."""
-    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "kinds"), (packed, "kinds")):
+    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "kinds"), (packed, "kinds"), (trained, "_passes")):
         monkeypatch.setattr(module, name, {})
     monkeypatch.setattr(calls, "last", None)
     for module in (forward, variants, varlen, blocks):

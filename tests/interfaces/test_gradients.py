@@ -265,6 +265,8 @@ GRAPHS = {
     "flash": lambda q, k, v, bias: flash.flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softcap=5.0),
     "varlen": lambda q, k, v, bias: flash.flash_attn_varlen_func(q[0].mT.contiguous().mT.transpose(0, 1), *(x[0].transpose(0, 1)[:M] for x in (k, v)),
                                                                  ENDS, ENDS, M, M, causal=True),
+    # (head sizes that the backward programs have only with zeros beside them)
+    "wide": lambda q, k, v, bias: fc.attention(*(torch.nn.functional.pad(x, (0, 264 - x.shape[-1])) for x in (q, k, v)), causal="top_left"),
 }
 
 

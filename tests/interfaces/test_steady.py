@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 import fcgen  # noqa: E402
 from fcgen import masks, scores  # noqa: E402
-from fcgen.attend import backward_plans, calls, forward, packed, training, varlen  # noqa: E402
+from fcgen.attend import backward_plans, calls, forward, packed, trained, training, varlen  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
+from fcgen.errors import FcError  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
 from fcgen.torch.core import attend  # noqa: E402
@@ -124,6 +125,50 @@ def test_a_backward_pass_that_is_known_launches_what_the_slow_way_would(launched
         plan.kinds.clear()
     monkeypatch.setattr(backward_plans, "learn", lambda *_: None)
     assert known == [run(1), run(2)] and known[0] != known[1] and len(known[0]) == {"full": 3, "of q alone": 1}.get(name, 2)
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_a_call_that_trains_and_is_known_launches_what_the_slow_way_would(launched, name, monkeypatch):
+    options, learn, in_order = BACKWARD[name]
+    alone_here(monkeypatch)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: in_order)
+    given = [[x.requires_grad_(n in learn) for n, x in zip("qkv", tensors())] for _ in range(2)]
+
+    def run(xs):
+        del launched[:]
+        out, lse = fcgen.attention(*xs, **options, return_lse=True)
+        torch.autograd.grad([out, lse], [x for x in xs if x.requires_grad], [torch.ones_like(out), torch.ones_like(lse)])
+        (grid, arguments), *others = launched
+        return dict(arguments) | {"grid": grid}, [(grid, dict(arguments)["kernel"]) for grid, arguments in others]
+
+    first = run(given[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "call_of", lambda *_: pytest.fail("the slow way"))
+        patch.setattr(forward, "_checked", lambda *_: pytest.fail("the slow way"))
+        known = run(given[1])
+    trained._passes.clear()
+    calls.kinds.clear()
+    assert first != known == run(given[1])
+
+
+def test_a_call_that_trains_is_looked_at_where_something_else_is_asked_for(launched, monkeypatch):
+    alone_here(monkeypatch)
+    q, k, v = (x.requires_grad_() for x in tensors())
+    fcgen.attention(q, k, v)
+    odd = torch.zeros(k.numel() + 1).half()[1:].view_as(k).requires_grad_()  # begins on no multiple of 16 bytes
+    looked, call_of = [], trained.call_of
+    monkeypatch.setattr(trained, "call_of", lambda *xs, **more: looked.append(1) or call_of(*xs, **more))
+    others = [((q, k, v), {"causal": "top_left"}), ((q, k, v), {"scale": 0.5}), ((q.detach(), k, v), {}), ((q, odd, v), {}), ((q[:, :, :30], k, v), {}),
+              ((q, k, v), {"score": lambda s, b, h, i, j: s * 2.0})]
+    for n, (xs, more) in enumerate(others):
+        fcgen.attention(*xs, **more)
+        assert len(looked) == n + 1
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    fcgen.attention(q, k, v)
+    fcgen.attention(q, k, v)
+    assert len(looked) == len(others) + 1
+    with pytest.raises(FcError, match="is not a strided tensor"):
+        fcgen.attention(q.detach().to_sparse().requires_grad_(), k, v)
 
 
 def test_a_backward_pass_that_is_not_quite_ordinary_goes_the_slow_way(launched, monkeypatch):

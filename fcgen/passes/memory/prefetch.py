@@ -5,7 +5,6 @@ took) whose places follow from the loop's index are made for the next iteration 
 an entry of a table of tables, needs that one's result when it is issued: the other is made one more iteration ahead, so that no read waits
 for a read. Tiles and rows are read where they are used if the loop has no registers left to hold them for so long. Guaranteed: reads past
 the loop's end stay inside of their tensors, or make zeros that nobody uses.
-What is read behind a loop of products, and follows from nothing of it, is read in front of it: nobody waits for memory at the end.
 """
 
 from __future__ import annotations
@@ -44,28 +43,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         found.extend(reads)
         return _Ahead(op, reads).ops() if reads else op
 
-    after = map_bodies(kernel, lambda body: edited(_in_front(body, written, regs), ahead))
+    after = map_bodies(kernel, lambda body: edited(body, ahead))
     return map_bodies(after, remove_dead) if found else after
-
-
-def _in_front(block: Block, written: set[Value], regs: int) -> Block:
-    """Small reads behind loops of a block that issue products stand in front of the first one, where the loops' registers suffice."""
-    ops = [o.within(lambda r: _in_front(r, written, regs)) for o in block.ops]
-    loops = [n for n, o in enumerate(ops) if o.kind == "for" and any(x.kind == "dot" for x in walk(o.regions[0]))]
-    if not loops:
-        return Block(block.args, tuple(ops))
-    at, last, spare = loops[0], loops[-1], regs - max(least(ops[n].regions[0]) for n in loops)
-    behind, made = Block((), tuple(ops[last + 1:])), {r for o in ops[at:last + 1] for r in o.results}
-    moved: dict[int, Op] = {}
-    for op in behind.ops:
-        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result):
-            places = sources(op.operands, behind, lambda o: o.kind in PLACES and not o.regions)
-            words = frag_words(op.result.type)
-            if places is None or words > spare or any(v in made for o in (op, *places) for v in o.operands):
-                continue
-            spare -= words
-            moved.update({id(o): o for o in (*places, op)})
-    return Block(block.args, (*ops[:at], *moved.values(), *(o for o in ops[at:] if id(o) not in moved)))
 
 
 @dataclass

@@ -148,14 +148,6 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
         }
     }
     commit_group();
-    // x = acc + fc.load(bias[cols])  [gemm.py:15]
-    float bias_2[16];
-    const int bias_col = lane % 4 * 2;
-    const float* bias_ptr = bias + cols_start + bias_col;
-    const int bias_pos = cols_start + bias_col;
-    #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        bias_2[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
     float acc[64];
     #pragma unroll
@@ -215,6 +207,13 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
         }
     }
     // x = acc + fc.load(bias[cols])  [gemm.py:15]
+    float bias_2[16];
+    const int bias_col = lane % 4 * 2;
+    const float* bias_ptr = bias + cols_start + bias_col;
+    const int bias_pos = cols_start + bias_col;
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        bias_2[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
     // fc.store(C[rows, cols], (0.5 * x * (1.0 + fc.erf(x * 0.7071067811865476))).to(C.dtype))  [gemm.py:16]
     uint32_t tmp[32];
     #pragma unroll
