@@ -76,7 +76,7 @@ def test_no_block_is_missing_and_none_is_called_whole(name: str, shift: int | No
 
 
 def test_masks_without_bounds_are_asked_about_every_element() -> None:
-    """What tensors hold for rows and for keys has no sum, which may wrap for one element and not for the next; and a float of both axes is
+    """By one kernel as well. What tensors hold for rows and for keys has no sum, which may wrap for one element and not for the next; and a float of both axes is
     rounded by each kernel as it likes."""
     small = MIXED.astype(np.uint8)
     for mask, one in ((masks.documents(SORTED), True), (masks.documents(SORTED) & masks.dilated(3), True),
@@ -86,7 +86,8 @@ def test_masks_without_bounds_are_asked_about_every_element() -> None:
                       (lambda b, h, i, j: (i - j) // j == 1, False), (lambda b, h, i, j: i * j > 9000, False),
                       (lambda b, h, i, j: i * 1000 * 1000 + j * 3 > 5, False),
                       *((lambda b, h, i, j, d=d: (i - j).to(d) > 3, False) for d in ("u8", "i8", "u32"))):
-        assert (blocks._bounded(functions(mask=mask), "sm_90a", (128, 128), None) is not None) == one
+        found = blocks._lister(functions(mask=mask), "sm_90a", (128, 128), None).find({"keep": mask})[0]
+        assert found.tile.name == ("bounded_lists" if one else "lists_of")
 
 
 def test_a_condition_of_one_axis_is_known_exactly() -> None:
