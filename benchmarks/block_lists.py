@@ -77,7 +77,7 @@ def elements(json_file: str | None) -> int:
         calls_of: list[Checked] = []
         tiles = seen.reshape(64, 128, 64, 128).transpose(1, 2)
         some_seen, all_seen = tiles.any(-1).any(-1), tiles.all(-1).all(-1)
-        for warps in (4, 8, 16, 32):
+        for warps in (4, 8, 16):
             blocks._own = lambda b, warps=warps: replace(own(b), warps=warps)  # type: ignore[assignment, misc]
             variants._kept.clear()
             given = functions(mask=mask)
