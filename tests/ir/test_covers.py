@@ -191,18 +191,22 @@ def test_what_only_iterations_read_is_not_read_without_any(branch, index):
         assert run(**short, I=away, n=0)["Y"].sum() == 32
 
 
-def test_what_is_read_ahead_is_not_read_where_there_is_no_iteration():
+@pytest.mark.parametrize("where", ["tensor", "grid"])
+def test_what_is_read_ahead_is_not_read_where_there_is_no_iteration(where):
     @fc.kernel
-    def spec(X: "f16[M, D]", W: "f16[N, D]", B: "f32[G, N]", I: "i32[Z]", n: "i32", Y: "out f32[M, D]"):
+    def spec(X: "f16[M, D]", W: "f16[N, D]", B: "f32[G, N]", I: "i32[Z]", J: "i32[Z]", n: "i32", times: "i32", Y: "out f32[M, D]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))
         x, acc = fc.load(X[rows, :]), fc.var(fc.zeros(rows, X.D))
-        for cols in fc.loop(fc.tile(n, "BN")):
-            b = fc.load(B[I[0], cols])
-            s = fc.dot(x, fc.load(W[cols, :]).T) + b
-            acc <<= acc + fc.dot(s.to(fc.f16), fc.load(W[cols, :]))
+        for _ in fc.loop(times):  # two loops, each of which would read ahead of itself
+            for cols in fc.loop(fc.tile(n if where == "tensor" else J[0], "BN")):
+                b = fc.load(B[I[0] if where == "tensor" else rows.start // 64 + 3, cols])
+                s = fc.dot(x, fc.load(W[cols, :]).T) + b
+                acc <<= acc + fc.dot(fc.where(cols.valid, s, 0.0).to(fc.f16), fc.load(W[cols, :]))
         fc.store(Y[rows, :], acc)
 
     p = spec.compile(target="sm_89", D=16, schedule=fc.Schedule(tiles={"BM": 64, "BN": 16}, stages={"b": 0}), check=False)
     given = {"X": np.ones((8, 16), np.float16), "W": np.ones((8, 16), np.float16), "B": np.ones((2, 8), np.float32)}
-    assert p.simulate(**given, I=np.full(1, 100, np.int32), n=0)["Y"].sum() == 0
-    assert p.simulate(**given, I=np.full(1, 1, np.int32), n=8)["Y"].sum() == 8 * 16 * 8 * 17
+    for n, times in ((0, 2), (8, 0), (0, 0)) if where == "tensor" else ((8, 0), (0, 0)):
+        assert p.simulate(**given, I=np.full(1, 100, np.int32), J=np.full(1, n, np.int32), n=n, times=times)["Y"].sum() == 0
+    given["B"] = np.ones((4, 8), np.float32)
+    assert p.simulate(**given, I=np.full(1, 1, np.int32), J=np.full(1, 8, np.int32), n=8, times=1)["Y"].sum() == 8 * 16 * 8 * 17

@@ -98,8 +98,10 @@ def with_guards(op: Op, loop: Op | None = None, b: Builder | None = None) -> Op:
     axes = Access.of(op).axes
     runs = [a.is_run for a in axes if a.along is not None]
     op = op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
-    if loop is None or b is None or op.get("leaves") != 0 or not any(a.start is not None and a.along is None for a in axes):
+    if loop is None or b is None or op.get("leaves") is None:
         return op
+    if op["leaves"] or not any(a.start is not None and a.along is None for a in axes):
+        return op.with_attrs(leaves=max(op["leaves"] - 1, 0))
     n = next(n for n, a in enumerate(axes) if a.is_run)
     most = axes[n].limit or b.const(2**31 - 1)
     limit = b.emit("select", b.emit("lt", *loop.operands[:2]), most, b.const(0))
