@@ -52,31 +52,40 @@ def example() -> Any:
 class Cell:
     """Inputs of one shape, and the exact gradients of its first batch and two heads."""
 
-    def __init__(self, batch: int, length: int, heads: int, d: int, causal: bool = False, dtype: str = "float16"):
+    def __init__(self, batch: int, length: int, heads: int, d: int, causal: bool = False, dtype: str = "float16", groups: int = 1,
+                 window: int = 0):
+        """groups: heads of rows for each of keys. window: rows see so many keys in front of their own, and none behind it."""
         import torch
 
         torch.manual_seed(0)
-        draw = lambda: torch.randn(batch, length, heads, d, device="cuda", dtype=getattr(torch, dtype))
-        self.q, self.k, self.v, self.do = draw(), draw(), draw(), draw()
-        self.scale, self.causal = d**-0.5, causal
-        self.work = 2.5 * 4 * batch * heads * length**2 * d / (2 if causal else 1)
+        draw = lambda h: torch.randn(batch, length, h, d, device="cuda", dtype=getattr(torch, dtype))
+        self.q, self.k, self.v, self.do = draw(heads), draw(heads // groups), draw(heads // groups), draw(heads)
+        self.scale, self.causal, self.groups, self.window = d**-0.5, causal, groups, window
+        share = min(1.0, window / length) if window else 0.5 if causal else 1.0
+        self.work = 2.5 * 4 * batch * heads * length**2 * d * share
         dead = torch.ones(length, length, device="cuda", dtype=torch.bool).triu(1)
-        masked = lambda s: s.masked_fill_(dead, -float("inf")) if causal else s
+        if window:
+            dead |= ~dead.new_ones(dead.shape).triu(-window)
+        masked = lambda s: s.masked_fill_(dead, -float("inf")) if causal or window else s
         q, k, v = (x.transpose(1, 2) for x in (self.q, self.k, self.v))
         self.o = torch.empty_like(self.q)
         self.lse = torch.empty(batch, heads, length, device="cuda")
-        self.exact: dict[str, Any] = {"dQ": [], "dK": [], "dV": []}
         for b in range(batch):
             for h in range(heads):
-                s = masked((q[b, h].float() @ k[b, h].float().T) * self.scale)
+                s = masked((q[b, h].float() @ k[b, h // groups].float().T) * self.scale)
                 self.lse[b, h] = s.logsumexp(-1)
-                self.o[b, :, h] = (s.softmax(-1) @ v[b, h].float()).to(self.o.dtype)
-        for h in range(min(2, heads)):
-            eq, ek, ev, edo = (x[0, :, h].double() for x in (self.q, self.k, self.v, self.do))
-            p = masked((eq @ ek.T) * self.scale).softmax(-1)
-            ds = p * (edo @ ev.T - ((p @ ev) * edo).sum(-1, keepdim=True))
-            for name, x in (("dQ", ds @ ek * self.scale), ("dK", ds.T @ eq * self.scale), ("dV", p.T @ edo)):
-                self.exact[name].append(x)
+                self.o[b, :, h] = (s.softmax(-1) @ v[b, h // groups].float()).to(self.o.dtype)
+        self.exact: dict[str, Any] = {"dQ": [], "dK": [], "dV": []}
+        for g in range(min(2, heads // groups) if groups == 1 else 1):
+            dk, dv = 0.0, 0.0
+            for h in range(g * groups, (g + 1) * groups):
+                eq, ek, ev, edo = (x[0, :, n].double() for x, n in ((self.q, h), (self.k, g), (self.v, g), (self.do, h)))
+                p = masked((eq @ ek.T) * self.scale).softmax(-1)
+                ds = p * (edo @ ev.T - ((p @ ev) * edo).sum(-1, keepdim=True))
+                self.exact["dQ"].append(ds @ ek * self.scale)
+                dk, dv = dk + ds.T @ eq * self.scale, dv + p.T @ edo
+            self.exact["dK"].append(dk)
+            self.exact["dV"].append(dv)
 
     def error(self, dQ: Any, dK: Any, dV: Any) -> tuple[float, float]:
         """(largest error, largest rms error over the rms) of [B, S, H, D] gradients; inf where something is not finite."""
@@ -122,16 +131,18 @@ def cudnn(cell: Cell) -> Call:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    if cell.window:
+        raise Absent("no window")
     inputs = [x.detach().transpose(1, 2).requires_grad_() for x in (cell.q, cell.k, cell.v)]
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=cell.causal)
+        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=cell.causal, enable_gqa=cell.groups > 1)
     run = functools.partial(torch.autograd.grad, out, inputs, cell.do.transpose(1, 2), retain_graph=True)
     return Call(run, lambda grads: named([x.transpose(1, 2) for x in grads]))
 
 
 def fa3_call(folder: str, cell: Cell) -> Call:
-    run = functools.partial(_fa3(folder), cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale,
-                            is_causal=cell.causal)
+    seen = {"window_size_left": cell.window, "window_size_right": 0} if cell.window else {"is_causal": cell.causal}
+    run = functools.partial(_fa3(folder), cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale, **seen)
     return Call(run, lambda grads: named(grads[:3]))
 
 

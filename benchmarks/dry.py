@@ -168,8 +168,7 @@ def install() -> None:
     torch.backends.cudnn.version = lambda: None  # type: ignore[assignment]
 
     kib = 1024
-    info = driver.DeviceInfo(0, "pretend GPU", (9, 0), ARCH + "a", 132, 227 * kib, 228 * kib, 65536, 50 << 20, 140 << 30, 1980000, 3201000,
-                             (13, 0))
+    info = driver.DeviceInfo(0, "pretend GPU", (9, 0), ARCH + "a", 132, 227 * kib, 228 * kib, 65536, 140 << 30, (13, 0))
     driver.available = driver.present = lambda: (True, info.name)  # type: ignore[assignment]
     driver.device_info = lambda ordinal=0: info  # type: ignore[assignment]
     driver.device_count = lambda: 1

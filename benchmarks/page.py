@@ -50,8 +50,8 @@ class Results:
         return {key: dict(sorted(cells.items())) for key, cells in sorted(out.items(), key=lambda kv: (kv[0][0], kv[0][1] == "causal"))}
 
     def variants(self) -> dict[str, dict[int, dict[str, float]]]:
-        """variant -> head size -> over what it is held to (base, or a padded batch) and other libraries' times, each of the last run that
-        had it"""
+        """variant -> head size -> over what it is held to (base, or a padded batch) and other libraries' times, and theirs over that base:
+        each of the last run that had it"""
         out: dict[str, dict[int, dict[str, float]]] = {}
         for run in (self.read("variants.json"), *self.by_date("variants-*.json")):
             for name, case in run["cases"].items():
@@ -59,7 +59,8 @@ class Results:
                 t = case["times"]
                 words = {"base": "base", "padded": "base", "fa3": "fa3", "flex": "flex"}
                 others = {word: t[key] for key, word in words.items() if key in t}
-                out.setdefault(what, {}).setdefault(int(head), {}).update({word: t["fcgen"] / x for word, x in others.items()})
+                theirs = {f"{who}, base": others[who] / others["base"] for who in ("fa3", "flex") if who in others and "base" in others}
+                out.setdefault(what, {}).setdefault(int(head), {}).update({word: t["fcgen"] / x for word, x in others.items()} | theirs)
         return out
 
     def backward(self, dtype: str) -> Race:
@@ -185,6 +186,11 @@ Small problems (B=1, H=8, S=512, D=64, replayed from a CUDA graph): {tiny}.
 
 ![TFLOP/s against length](hopper.svg)
 
+![Against the roofline](roofline.svg)
+
+The flat roof is what cuBLAS reaches at 8192³ in the same run: the board's power limits both, and long attention draws less than a plain
+product.
+
 ## Masks, scores, packed sequences
 
 Time over that of what a variant is held to (the plain kernel of the same shape; for masks scaled by what is seen, for packed sequences
@@ -263,7 +269,8 @@ def _of_backward(results: Results) -> str:
         found = results.backward_rates("backward-variants*.json").items()
         table = [[f"D={d}, {what}", short(length), *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
                  for (_, d, what, length), rates in sorted(found, key=lambda cell: cell[0][1:])]
-        more = f"\nWith masks, scores and grouped heads:\n\n{rows(['', 'length', *names.values()], table)}\n"
+        said_of = "With masks, scores and grouped heads (FlexAttention adds up the gradient of slopes a number at a time)"
+        more = f"\n{said_of}:\n\n{rows(['', 'length', *names.values()], table)}\n"
     return f"""
 Every cell, in f16 (in brackets over the faster of cuDNN's and FlashAttention-3's, which is timed by its own call):
 geometric mean {said}. Time of the GPU alone: it is held until all calls of a turn are in its queue.

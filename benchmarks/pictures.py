@@ -1,8 +1,8 @@
 """The page of benchmarks and its pictures, from the result files of one GPU: `python -m benchmarks.pictures RESULTS_FOLDER ... docs`.
 
 Of files of one name in several folders those of the last folder count. Writes docs/benchmarks.md (`--text` writes nothing else) and
-docs/bench-*.svg; pictures need matplotlib (pip install 'fcgen[plot]'). Every number of the page is read from the files, so that a test can
-tell when it is not theirs any more.
+docs/bench-*.svg, hopper.svg and roofline.svg; pictures need matplotlib (pip install 'fcgen[plot]'). Every number of the page is read from
+the files, so that a test can tell when it is not theirs any more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from . import plot, roofline
 from .page import FORWARD, TRAINING, Race, Results, page, short
 
 OURS, OTHER, THEIRS, FLEX, GOOD, BAD = "#0072b2", "#56b4e9", "#d55e00", "#e69f00", (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
@@ -32,6 +33,7 @@ def _save(figure: Any, path: Path) -> None:
 
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+    plot.in_pixels(path)
 
 
 def _plain(a: Any, *kept: str) -> None:
@@ -59,7 +61,7 @@ def _squares(by: dict[str, Race], path: Path) -> None:
                     continue
                 _, ratio, other = race[key][s]
                 strength = min(1.0, abs(ratio - 1.0) / 0.25)
-                hue = GOOD if ratio >= 1 else BAD
+                hue = GOOD if round(ratio, 2) >= 1 else BAD
                 color = tuple(1 - (1 - c) * (0.12 + 0.88 * strength) for c in hue)
                 x = n + block * (len(lengths) + 0.6)
                 a.add_patch(_square(x, y, color))
@@ -96,7 +98,8 @@ def _bars(a: Any, names: list[str], values: list[list[tuple[float, str, str]]], 
             labels.add(label)
             number = f"{x:.0f}" if x >= 20 else f"{x:.2f}"
             text = number + (" →" if x > limit else "")
-            a.annotate(text, (min(x, limit), at), (3, 0), textcoords="offset points", va="center", fontsize=7, color="#333333")
+            a.annotate(text, (min(x, limit), at), (3, 0), textcoords="offset points", va="center", fontsize=7, color="#333333",
+                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}, zorder=4)
     a.set_yticks(range(len(names)), names)
     a.set_ylim(len(names) - 0.4, -0.6)
     _plain(a, "bottom")
@@ -114,8 +117,8 @@ def draw_variants(results: Results, path: Path) -> None:
     _bars(a, list(shown), [[(by[h].get("base", by[h].get("fa3", math.nan)), color, f"fcgen, D = {h}") for h, color in heads if h in by]
                            for by in shown.values()], 3.0)
     for who, color, label in (("fa3", THEIRS, "FlashAttention-3"), ("flex", FLEX, "FlexAttention")):
-        both = [(t["base"] / t[who], y - 0.2 + 0.4 * n) for y, by in enumerate(shown.values()) for n, (h, _) in enumerate(heads)
-                for t in [by.get(h, {})] if who in t and "base" in t]
+        both = [(t[f"{who}, base"], y - 0.2 + 0.4 * n) for y, by in enumerate(shown.values()) for n, (h, _) in enumerate(heads)
+                for t in [by.get(h, {})] if f"{who}, base" in t]
         if both:
             a.plot(*zip(*both), "d", color=color, markersize=5, markeredgecolor="white", linewidth=0, label=label)
     a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
@@ -141,13 +144,24 @@ def draw_gemms(results: Results, path: Path) -> None:
     words = (OURS, "what fcgen chooses"), (OTHER, "best of a search")
     _bars(a, [f"{what}" for what, *_ in table], [[(x, *word) for x, word in zip(rates, words)] for _, *rates, _ in table])
     a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
-    a.set_xlabel("rate over that of the library calls which do the same: longer is faster")
+    a.set_xlabel("rate over that of the library calls which do the same (longer is faster)")
+    a.set_xlim(right=1.12 * max(x for _, *rates, _ in table for x in rates))
     _legend(a, 2)
     _save(figure, path)
 
 
-PICTURES = {"race": draw_race, "backward-race": draw_backward_race,
-            "variants": draw_variants, "backward": draw_backward, "gemms": draw_gemms}
+def draw_lengths(results: Results, path: Path) -> None:
+    data = results.read(FORWARD["fp16"])
+    plot.draw(data["table"], path, f"Attention forward, f16, {data['environment']['gpu']['name']}, {data['environment']['date'][:10]}")
+
+
+def draw_roofline(results: Results, path: Path) -> None:
+    data = results.read(FORWARD["fp16"])
+    roofline.draw_roofline(data, path, f"Attention forward, f16, {data['environment']['gpu']['name']}, {data['environment']['date'][:10]}")
+
+
+PICTURES = {"bench-race": draw_race, "bench-backward-race": draw_backward_race, "bench-variants": draw_variants,
+            "bench-backward": draw_backward, "bench-gemms": draw_gemms, "hopper": draw_lengths, "roofline": draw_roofline}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(*args.results)
     (args.docs / "benchmarks.md").write_text(page(results, *(folder.as_posix() for folder in args.results)), encoding="utf-8")
     for name, draw in {} if args.text else PICTURES.items():
-        draw(results, args.docs / f"bench-{name}.svg")
+        draw(results, args.docs / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def draw(table: list[dict[str, Any]], path: Path, title: str, columns: int | Non
     figure.suptitle(title)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, **({"dpi": 130} if path.suffix == ".png" else {}))
     plt.close(figure)
+    in_pixels(path)
+
+
+def in_pixels(path: Path) -> None:
+    """An SVG's size without a unit: not every viewer knows points."""
+    if path.suffix == ".svg":
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r'\b(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

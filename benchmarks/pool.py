@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
+from fcgen import masks
 from fcgen.ir.types import DTYPES
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.backward import backward, backward_rows
@@ -27,7 +28,7 @@ LAZY = 2.77
 @dataclass(frozen=True)
 class Job:
     """One attention kernel: which spec of the library (a variant of the forward, or of BACKWARD), its compile-time facts, its schedule and
-    target."""
+    target. Of BACKWARD: groups (heads of rows for each of keys), window (keys in front of a row's own)."""
 
     schedule: fc.Schedule
     d: int = 64
@@ -38,6 +39,8 @@ class Job:
     spec: str = "lse"
     arch: str = "sm_90"
     sums: str = ""
+    groups: int = 1
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,15 @@ class Made:
 
 
 def program(job: Job) -> fc.Program:
-    from fcgen.attend.forward import sums_of
+    from fcgen.attend.variants import sums_of
 
     if job.spec in BACKWARD:
         spec, more = BACKWARD[job.spec]
         facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more, **turned(job.schedule)}
+        if job.groups > 1:
+            facts["grouped"] = True
+        if job.window:
+            facts["keep"] = masks.window(job.window, 0)
         return spec.compile(target=job.arch, schedule=job.schedule, check=False, **facts)
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))

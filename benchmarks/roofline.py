@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import Cell
-from .plot import NAMES, draw
+from .plot import NAMES, draw, in_pixels
 
 
 def points(table: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
@@ -45,7 +45,7 @@ def draw_roofline(data: dict[str, Any], path: Path, title: str) -> None:
     figure, axes = plt.subplots(1, len(masks), figsize=(4.3 * len(masks) + 0.6, 4.4), sharey=True, layout="constrained", squeeze=False)
     for a, mask in zip(axes[0], masks):
         a.plot([low, knee, max(high, knee * 2)], [slope * low, top, top], color="#222222", linewidth=1.2)
-        a.annotate(f"cuBLAS {top:.0f} TFLOP/s", (knee, top), xytext=(0, 5), textcoords="offset points", fontsize=8.5)
+        a.annotate(f"cuBLAS at 8192³, same board: {top:.0f}", (knee, top), xytext=(0, 5), textcoords="offset points", fontsize=8.5)
         for name in names:
             for d, marker in zip(heads, "os^Dv"):
                 a.plot(*zip(*found.get((mask, name, d), [(knee, float("nan"))])), marker=marker, markersize=5, linewidth=0.9,
@@ -69,6 +69,7 @@ def draw_roofline(data: dict[str, Any], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, **({"dpi": 130} if path.suffix == ".png" else {}))
     plt.close(figure)
+    in_pixels(path)
 
 
 def pictures(data: dict[str, Any], folder: str | Path) -> str:

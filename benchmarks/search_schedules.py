@@ -38,7 +38,7 @@ from .cells import BAD, DTYPES, Cell, Reference, inputs, length, number
 from .environment import facts
 from .hopper_forward import Hung, launches
 from .peers import BEST, Call
-from .pool import BACKWARD, LAZY, Job, Made, build_all, launcher, write_json
+from .pool import BACKWARD, LAZY, Job, Made, build_all, launcher, program, write_json
 from .timing import Checked, finishes, geomean, round_robin
 
 LENGTHS = (2048, 16384)
@@ -56,6 +56,8 @@ BACK_KEYS, BACK_ROWS, BACK_SLOTS = ((1, 64), (2, 64), (2, 128), (3, 192)), (64, 
 BACK_WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("dq",)}, {"late": ("dv", "dk", "dq")}, {"early": ("s",)}, {"early": ("s", "dp")})
 #: candidates of one round robin, so that a turn comes back while the board is in the same state
 HEAT = 10
+#: of rows, where heads share keys
+HEADS = 64
 SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
 
 
@@ -165,9 +167,13 @@ class Search:
     compiled: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     running: tuple[str, ...] = ()
+    jobs: dict[str, Job] = field(default_factory=dict)
     #: what of the library is searched for; its operations over the forward's; its errors over those that a forward may have
     spec: str = "plain"
     work, slack, few = 1.0, 1.0, 0
+    #: of the backward pass: heads of rows for each of keys, and keys that rows see in front of their own
+    groups: int = 1
+    window: int = 0
 
     def compile(self, texts: Sequence[str]) -> None:
         mask = Cell(self.d, 1, self.causal).mask
@@ -180,7 +186,9 @@ class Search:
                 continue
             if (name := str(schedule)) not in self.hung:
                 lazy = self.lazy if schedule.vote or schedule.skip_ones else 0.0
-                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch)
+                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, self.spec, self.arch,
+                                 groups=self.groups, window=self.window)
+        self.jobs |= jobs
         begin = time.monotonic()
         made = build_all(jobs.values()) if jobs else {}
         for text, job in jobs.items():
@@ -200,6 +208,9 @@ class Search:
         """Inputs, and what has the exact results."""
         x = inputs(cell, self.dtype)
         return x, Reference(x)
+
+    def flops(self, cell: Cell, x: Any) -> float:
+        return self.work * cell.flops
 
     def bind(self, text: str, x: Any) -> Call:
         import torch
@@ -241,9 +252,9 @@ class Search:
 
         cell = Cell(self.d, s, self.causal)
         x, reference = self.given(cell)
-        work = self.work * cell.flops
+        work = self.flops(cell, x)
         fixed = [c for name, peer in peers.items() if (c := self.check_peer(name, peer, x, reference)) is not None]
-        n = max(2, round(launches(cell) / self.work))
+        n = max(2, round(launches(cell) * cell.flops / work))
         for at in range(0, len(texts), HEAT):
             heat = [c for t in texts[at:at + HEAT] if t in self.good and (c := self.check(t, self.bind(t, x), reference)) is not None]
             if not heat:
@@ -272,6 +283,7 @@ class Search:
 
     def to_json(self) -> dict[str, Any]:
         return {"part": "search", "environment": facts(), "dry": peers_of.STAND_IN, "of": self.spec, "d": self.d, "causal": self.causal,
+                "groups": self.groups, "window": self.window,
                 "dtype": self.dtype, "arch": self.arch, "lazy": self.lazy, "lengths": list(self.lengths), "ranking": self.ranking(),
                 "rows": self.rows, "compiled": self.compiled, "left_out": self.left_out, "hung": self.hung}
 
@@ -287,20 +299,27 @@ class Backward(Search):
         self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
 
     def given(self, cell: Cell) -> tuple[Any, Any]:
-        x = back.Cell(cell.batch, cell.s, cell.heads, cell.d, cell.causal, {"fp16": "float16", "bf16": "bfloat16"}[self.dtype])
+        x = back.Cell(cell.batch, cell.s, HEADS if self.groups > 1 else cell.heads, cell.d, cell.causal,
+                      {"fp16": "float16", "bf16": "bfloat16"}[self.dtype], self.groups, self.window)
         return x, x
+
+    def flops(self, cell: Cell, x: Any) -> float:
+        return self.work / 2.5 * float(x.work)
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
-        scaled = lambda _: {n: g * x.scale if n == "dQ" and self.spec == "backward" else g for n, g in of.items()}
-        launch = launcher(self.good[text])
-        return Call(lambda: launch(arguments), scaled)
+        rounds, made = self.spec == "backward", self.good[text]
+        if self.window:
+            p = program(self.jobs[text])
+            arguments |= p.family.find(p._given)[2]
+        launch = launcher(made)
+        return Call(lambda: launch(arguments), lambda _: {n: g * x.scale if n == "dQ" and rounds else g for n, g in of.items()})
 
 
 def show(search: Search, now: str, most: int = 25) -> None:
     ranked = search.ranking()
-    print(f"\nD={search.d} {'causal' if search.causal else 'full'} {search.dtype}: geometric mean of the ratio to the better of "
-          f"{', '.join(BEST)}; TFLOP/s at {', '.join(map(length, search.lengths))}")
+    print(f"\nD={search.d} {'causal' if search.causal else 'full'} groups={search.groups} window={search.window} {search.dtype}: "
+          f"geometric mean of the ratio to the better of {', '.join(BEST)}; TFLOP/s at {', '.join(map(length, search.lengths))}")
     for r in ranked[:most]:
         rates = " ".join(f"{x:6.0f}" for x in r["tflops"].values())
         print(f"{r['score']:8.3f}  {rates}   {r['schedule']}" + ("   <- the library's" if r["schedule"] == now else ""))
@@ -345,6 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--of", choices=("plain", *BACKWARD), default="plain", help="the forward, or of the backward pass")
     parser.add_argument("--d", type=int, default=128, help="head size")
     parser.add_argument("--causal", action="store_true")
+    parser.add_argument("--groups", type=int, default=1, help="of the backward pass: heads of rows for each of keys")
+    parser.add_argument("--window", type=int, default=0, help="of the backward pass: rows see so many keys in front of their own")
     parser.add_argument("--lengths", type=lambda text: [number(t) for t in text.split(",")], default=None)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--candidates", metavar="FILE", help="one schedule a line (the built-in ones)")
@@ -365,7 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arch = args.target or ("sm_90" if args.compile_only else fc.gpu_target())
     kind = functools.partial(Backward, spec=args.of) if args.of in BACKWARD else Search
-    search = kind(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, args.lazy, hung=hung_before(args.json))
+    search = kind(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, args.lazy, hung=hung_before(args.json),
+                  groups=args.groups, window=args.window)
     search.few = search.few if args.spilled is None else args.spilled
     now = shipped(arch, args.d, Cell(args.d, 1, args.causal).mask, args.of)
     search.compile(((from_file(args.candidates) if args.candidates else []) or built_in(now, arch, args.of))[:args.limit])

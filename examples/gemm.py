@@ -24,7 +24,7 @@ def reference(A, B, bias):
     from math import erf
 
     x = A @ B.T + bias
-    return {"C": 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2)))}
+    return {"C": 0.5 * x * (1 + np.vectorize(erf, [float])(x / np.sqrt(2)))}
 
 
 example = Example(gemm_bias_gelu, inputs, reference, binding={"T": fc.f16},

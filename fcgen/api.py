@@ -44,19 +44,21 @@ def schedule_for(spec: Spec, target: str | None = None, **sizes: Any) -> Schedul
     """A sound schedule for any spec on a target (the GPU's own if None): tile sizes, warps, instructions, rings, found by a model of the
     machine in a fraction of a second. It compiles, and spills only where every other one that was tried would.
 
-    sizes: what the spec is compiled for (T=fc.f16, D=64), and the sizes of other dimensions as far as they are known (N=4096): small
-    grids then get small tiles, and the last wave of blocks counts. Why it is this one: `fcgen dump --stage report`.
+    sizes: what the spec is compiled for (T=fc.f16, D=64), and the sizes of other dimensions, and scalars that count, as far as they are
+    known (N=4096): small grids then get small tiles, and the last wave of blocks counts. Why it is this one: `fcgen dump --stage report`.
     """
     if not isinstance(spec, Spec):
         raise FcError("trace/usage", "fc.schedule_for takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
-    spec.check_binding(sizes)
-    hints = {k: v for k, v in sizes.items() if k in spec.signature.dims and k not in _whole_dims(spec)}
+    counts = {p.name: sizes[p.name] for p in spec.signature.params if p.kind == "scalar" and sizes.get(p.name) is not None}
+    given = {k: v for k, v in sizes.items() if k not in counts}
+    spec.check_binding(given)
+    hints = {k: v for k, v in given.items() if k in spec.signature.dims and k not in _whole_dims(spec)}
     try:
-        return _choice(spec, target or gpu_target(), {k: v for k, v in sizes.items() if k not in hints}, hints)[0]
+        return _choice(spec, target or gpu_target(), {k: v for k, v in given.items() if k not in hints}, {**hints, **counts})[0]
     except FcError as e:
         if e.code != "trace/static" or not hints:
             raise
-        return _choice(spec, target or gpu_target(), sizes, {})[0]  # one of them must be known when it is compiled
+        return _choice(spec, target or gpu_target(), given, counts)[0]  # one of them must be known when it is compiled
 
 
 def _choice(spec: Spec, arch: str, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[Schedule, tuple[str, ...]]:

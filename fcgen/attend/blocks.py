@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..build.captured import Family
 from ..build.program import Program
+from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.core import walk_kernel
 from ..ir.known import const_of
@@ -26,7 +27,7 @@ from ..passes import run_passes
 from ..runtime import tensors
 from . import plans
 from .outputs import _empty
-from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
+from .variants import Choice, Functions, _arch, family, fitted, functions, quiet, run, two_groups
 
 #: tiles of keys from which on it pays to look for holes
 _LONG = 16
@@ -100,9 +101,7 @@ def merged(lists: BlockLists) -> Lists:
 @functools.lru_cache(maxsize=16)
 def _merger(arch: str, whole: bool) -> Program:
     absent: dict[str, Any] = {} if whole else {"Whole": None, "WholeCount": None}
-    program = merged_lists.compile(target=arch, schedule=Schedule(warps=1), check=False, **absent)
-    program.quiet = True
-    return program
+    return quiet(merged_lists, arch, Schedule(warps=1), **absent)
 
 
 def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int | None) -> tensors.TensorArg:
@@ -133,9 +132,7 @@ def _exact(given: Functions, arch: str, block: tuple[int, int], shift: int | Non
 
     def make(functions: Mapping[str, Any]) -> Program:
         absent: dict[str, Any] = {"shift": None} if shift is None else {}
-        program = lists_of.compile(target=arch, schedule=_own(block), check=False, **functions, **absent)
-        program.quiet = True
-        return program
+        return quiet(lists_of, arch, _own(block), **functions, **absent)
 
     return family(("lists", arch, block, shift is None), Functions(keep=given.keep), make)
 
@@ -149,10 +146,7 @@ def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | No
 
     def make(functions: Mapping[str, Any]) -> Program:
         absent: dict[str, Any] = {"shift": None} if shift is None else {}
-        schedule = Schedule(tiles={"BLOCKS": 64}, warps=8)
-        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, **functions, block=block, **absent)
-        program.quiet = True
-        return program
+        return quiet(bounded_lists, arch, Schedule(tiles={"BLOCKS": 64}, warps=8), **functions, block=block, **absent)
 
     key = identity(getattr(given.keep, "fn", given.keep)), arch, block, shift is None
     if key in _elements:
@@ -296,8 +290,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
     if given.given():
         run(over_lists(facts, given, choice, caller, lists.block, absent), given, arguments)
     else:
-        _plain(facts, choice, lists.block, absent, caller, functools.partial(_over_lists, facts, given, choice, caller, lists.block,
-                                                                             absent)).launcher(arguments)
+        key = facts, choice, lists.block, absent, caller
+        kept_in(_programs, 256, key, lambda: _over_lists(facts, given, choice, caller, lists.block, absent)).launcher(arguments)
 
 
 def over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],
@@ -313,11 +307,7 @@ def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller
     binding = {"T": DTYPES[dtype], "D": d, "E": e, "block": block, **dict.fromkeys(absent)}
 
     def compiled(c: Choice) -> Program:
-        lazy = lazy_of(c.schedule) if c.lazy is None else c.lazy
-        program = listed_attention.compile(target=c.arch, schedule=c.schedule, check=caller, positive=c.positive, lazy=lazy,
-                                           sums=c.sums or sums_of(c.schedule, lazy), **binding, **given.given())
-        program.quiet = True
-        return program
+        return quiet(listed_attention, c.arch, c.schedule, check=caller, **c.options(), **binding, **given.given())
 
     chosen = choice if caller else choice._replace(schedule=dividing(choice.schedule, block))
     fits = lambda c: compiled(c if caller else c._replace(schedule=dividing(c.schedule, block)))
@@ -333,15 +323,6 @@ def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller
 
 
 _programs: dict[Any, Program] = {}
-
-
-def _plain(*key: Any) -> Program:
-    *key, make = key  # type: ignore[assignment]
-    if tuple(key) not in _programs:
-        if len(_programs) >= 256:
-            _programs.clear()
-        _programs[tuple(key)] = make()
-    return _programs[tuple(key)]
 
 
 def dividing(schedule: Schedule, block: tuple[int, int]) -> Schedule:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..build.tables import kept_in
 from ..errors import FcError
 from ..kernels.hopper_schedules import reach
 from ..launch import scalar
@@ -139,7 +140,7 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...], own: tuple[Any, 
         rows = given is None and h != groups and applies(qs, ks, mask)
         while True:
             key = rows, b * h, groups, m + 63 >> 6, reach(n), n >= 4 * m, d, e, exact >= SMALLEST_NORMAL
-            sizes = known.get(key) or _sizes(known, key)
+            sizes = kept_in(known, _PLANS, key, _Sizes)
             for plan in sizes.plans:
                 values = plan.values(given) if given is not None else ()
                 if values is not None:
@@ -175,13 +176,6 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...], own: tuple[Any, 
 
 def _to_front(ready: list[Any], again: Any) -> None:
     ready[:] = [again, *[r for r in ready if r is not again][:_READY - 1]]
-
-
-def _sizes(known: dict[Any, _Sizes], key: Any) -> _Sizes:
-    if len(known) >= _PLANS:
-        known.clear()
-    out = known[key] = _Sizes()
-    return out
 
 
 def _ready(options: Options, like: tensors.TensorArg, rows: bool, torch: Any, written: Any, scale: float | None, exact: float, q: Any,

@@ -20,7 +20,7 @@ from . import blocks as listed
 from . import calls, plans
 from .learning import learns, recorded
 from .outputs import _empty, _fill
-from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
+from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, run
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
 #: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
@@ -115,9 +115,7 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
 
         return operator(q, k, v, causal, scale, return_lse, out)
     if learns(given or PLAIN, q, k, v):
-        from . import trained
-
-        return trained.attention(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
+        return _trained(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     learn(key, q, k, v, causal, return_lse, schedule, out)
@@ -168,6 +166,49 @@ def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bo
         return kept.of([part, lister and lister.part], found.keys, write)
     except FcError:
         return None  # the long way says why
+
+
+def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any,
+             given: Functions, blocks: Any) -> Any:
+    """A call through which a gradient flows."""
+    from . import trained
+
+    if out is not None:
+        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                      hint="leave it away, or call under torch.no_grad()")
+    if blocks is not None and given.keep is None:
+        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
+    call_of = functools.partial(_training_call, causal=causal, scale=scale, schedule=schedule, given=given, blocks=blocks)
+    return trained.attention(q, k, v, return_lse, (causal, scale), given == PLAIN and schedule is None, call_of)
+
+
+def _training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, schedule: Schedule | None, given: Functions,
+                   blocks: Any) -> Any:
+    """What the backward pass has to know of a call (`training.Call`)."""
+    from ..runtime import tensors
+    from .training import DENSE, Call
+
+    qa, ka, va = (tensors.outline(x, name) for x, name in zip((q, k, v), "qkv"))
+    _check_shapes(qa, ka, va)
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
+    run = functools.partial(_with_lse, causal=causal, scale=scale, schedule=schedule, given=given, blocks=blocks)
+    facts = {"mask": _mask_kind(causal, qa.shape[2], ka.shape[2]), "positive": scale >= SMALLEST_NORMAL}
+    return Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
+
+
+def _with_lse(q: Any, k: Any, v: Any, causal: Any, scale: float, schedule: Schedule | None, given: Functions, blocks: Any) -> Any:
+    """(out, log-sum-exp); calls of a kind that is known go its way."""
+    some = None if given == PLAIN else given
+    steady = schedule is None and blocks is None
+    if steady:
+        q, k, v = q.detach(), k.detach(), v.detach()
+        found = known(q, k, v, causal, scale, some, lse=True)
+        if found is not None:
+            return found
+    result = _checked(q, k, v, causal, scale, True, schedule, None, given, blocks)
+    if steady:
+        learn(key_of(causal, True, some), q, k, v, causal, True)
+    return result
 
 
 def _without_gradient(x: Any) -> Any:
@@ -311,11 +352,10 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     from ..kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
-    lazy = lazy_of(chosen) if lazy is None else lazy
     ours = chosen in shipped() and functions == PLAIN
     more = {**({} if lse else {"LSE": None}), **functions.given()}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
-                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **more)
+                           **Choice(arch, chosen, positive, lazy, sums).options(), **more)
     program.quiet = chosen in shipped()
     return program
 

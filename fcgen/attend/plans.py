@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..build.captured import Bind
 from ..build.program import Program
+from ..build.tables import kept_in
 from ..errors import FcError
 from ..launch import Loaded
 from ..runtime import tensors
@@ -122,11 +123,7 @@ class Kept:
     def of(self, parts: Sequence[Part | None], more: Any, write: Callable[[], Plan | None]) -> Plan | None:
         """The plan of these programs and whatever else it hangs on."""
         key = tuple([p and (p.loaded, p.bind) for p in parts]), more
-        if key not in self._plans:
-            if len(self._plans) >= 64:
-                self._plans.clear()
-            self._plans[key] = write()
-        return self._plans[key]
+        return kept_in(self._plans, 64, key, write)
 
 
 def plan(p: Part, device: int, like: Any, *, lse: bool, given: bool, rows: bool = False, lists: Lister | None = None,

@@ -10,7 +10,7 @@ from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..kernels.readback import kept_weights
 from .outputs import _empty
-from .variants import Functions, _arch, family
+from .variants import Functions, _arch, family, quiet
 
 _TILES = Schedule(tiles={"ROWS": 64, "KEYS": 128}, warps=4)
 
@@ -32,6 +32,4 @@ def dropout_mask(dropout: Dropout, batch: int, heads: int, rows: int, keys: int,
 
 
 def _program(arch: str, dropout: Dropout) -> Program:
-    program = kept_weights.compile(target=arch, schedule=_TILES, check=False, dropout=dropout)
-    program.quiet = True
-    return program
+    return quiet(kept_weights, arch, _TILES, dropout=dropout)

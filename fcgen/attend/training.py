@@ -21,6 +21,7 @@ from ..build.captured import Captured, Family
 from ..build.compiler import target
 from ..build.later import Later
 from ..build.program import Program
+from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.types import DTYPES, f32
 from ..kernels import backward, ragged_backward
@@ -200,11 +201,7 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
         return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held, few)
     key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, grouped,
            for_q, for_k)
-    if key not in _plans:
-        if len(_plans) >= 1024:
-            _plans.clear()
-        _plans[key] = _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
-    return _plans[key]
+    return kept_in(_plans, 1024, key, lambda: _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held))
 
 
 _plans: dict[Any, Plan] = {}
@@ -258,13 +255,14 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
     key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
     if not functions:
         return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
-    if key not in _families or not _stands(_families[key].find(functions)[0]):
+    family = _families.get(key)
+    if family is None or not _stands(family.find(functions)[0]):
         if len(_families) >= 256:
             _families.clear()
         made = _compiled(spec, arch, facts, functions)
         assert isinstance(made, Captured)
-        _families[key] = made.family
-    program, found, values = _families[key].find(functions)
+        family = _families[key] = made.family
+    program, found, values = family.find(functions)
     where: dict[str, int] = {}
     for name, x in values.items():
         if isinstance(x, torch.Tensor):

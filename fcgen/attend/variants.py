@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from ..build.captured import Bind, Captured, Family
+from ..build.captured import Captured, Entry, Family
 from ..build.compiler import own_target, target
 from ..build.program import Program
+from ..build.tables import kept_in
 from ..dropout import Dropout
 from ..errors import FcError
 from ..ir.core import Op, walk
 from ..ir.schedule import Schedule
 from ..ir.types import i32
-from ..lang.captures import Held, identity
+from ..lang.captures import identity
+from ..lang.spec import Spec
 from ..masks import Mask, takes
 from ..scores import Score, Sinks
 
@@ -103,6 +105,18 @@ class Choice(NamedTuple):
     positive: bool
     lazy: float | None
     sums: str
+
+    def options(self) -> dict[str, Any]:
+        """The spec's."""
+        lazy = lazy_of(self.schedule) if self.lazy is None else self.lazy
+        return {"positive": self.positive, "lazy": lazy, "sums": self.sums or sums_of(self.schedule, lazy)}
+
+
+def quiet(spec: Spec, arch: str, schedule: Schedule, /, *, check: bool = False, **facts: Any) -> Program:
+    """A program with a schedule that the caller of the library did not choose: nobody is warned of it."""
+    program: Program = spec.compile(target=arch, schedule=schedule, check=check, **facts)
+    program.quiet = True
+    return program
 
 
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
@@ -241,18 +255,14 @@ class _Fitted(Family):
     def __init__(self, make: Callable[[Mapping[str, Any]], Program]):
         self._make, self._known = make, ()
 
-    def _made(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
+    def _made(self, given: Mapping[str, Any]) -> Entry:
         return cast(Captured, self._make(given)).family.entry(given)
 
 
 def family(kind: Any, given: Functions, make: Callable[[Mapping[str, Any]], Program]) -> Family:
     """The programs for functions like these. kind: everything else that a program hangs on. make: see _Fitted."""
     key = tuple(identity(getattr(x, "fn", x)) for x in given), kind
-    if key not in _kept:
-        if len(_kept) >= 256:
-            _kept.clear()
-        _kept[key] = _Fitted(make)
-    return _kept[key]
+    return kept_in(_kept, 256, key, lambda: _Fitted(make))
 
 
 def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ..kernels.ragged import ragged_attention, tiles_of_sequences
 from . import calls, forward, packed, plans
 from .learning import learns
 from .outputs import _empty
-from .variants import PLAIN, Choice, Functions, family, fitted, functions, run
+from .variants import PLAIN, Choice, Functions, family, fitted, functions, quiet, run
 
 #: `causal` -> (where windows and the mask are aligned, is there one)
 ALIGN = {False: ("bottom", False), None: ("bottom", False), True: ("bottom", True), "bottom_right": ("bottom", True),
@@ -186,12 +186,7 @@ def _choice(facts: Facts, sizes: tuple[Any, ...], scale: float, schedule: Schedu
 
 def compiled(facts: Facts, choice: Choice, given: Functions = forward.PLAIN, check: bool = False) -> Program:
     """The program for a call."""
-    arch, schedule, positive, lazy, sums = choice
-    lazy = forward.lazy_of(schedule) if lazy is None else lazy
-    program = ragged_attention.compile(target=arch, schedule=schedule, check=check, positive=positive, lazy=lazy,
-                                       sums=sums or forward.sums_of(schedule, lazy), **facts.binding(), **given.given())
-    program.quiet = True
-    return program
+    return quiet(ragged_attention, choice.arch, choice.schedule, check=check, **choice.options(), **facts.binding(), **given.given())
 
 
 def _family(facts: Facts, choice: Choice, given: Functions, caller: bool) -> Family:
@@ -226,9 +221,7 @@ def _tiles(like: Any, arguments: dict[str, Any], arch: str, sequences: int, rows
 
 @functools.lru_cache(maxsize=16)
 def _lister(arch: str) -> Program:
-    program = tiles_of_sequences.compile(target=arch, schedule=Schedule(tiles={"SEQUENCES": 128}, warps=4), check=False)
-    program.quiet = True
-    return program
+    return quiet(tiles_of_sequences, arch, Schedule(tiles={"SEQUENCES": 128}, warps=4))
 
 
 def _causal(causal: Any) -> tuple[str, bool]:

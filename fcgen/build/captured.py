@@ -23,9 +23,12 @@ from ..lang.captures import Held, identity
 from ..lang.spec import Spec
 from .bound import written_out
 from .program import Program, by_name
+from .tables import kept_in
 
 #: values of captured parameters, of functions in the order of their names
 Bind = Callable[..., "tuple[Any, ...] | None"]
+#: a program of some functions, what it asks of them, and what tells whether it is that of others: of functions in the order of their names
+Entry = tuple[Held, Program, Bind]
 #: programs of one family, and traced programs of all, that are kept
 _EACH, _ALL = 64, 1024
 _shared: dict[Any, Program] = {}
@@ -56,43 +59,47 @@ class Family:
 
     def __init__(self, trace: Callable[[Mapping[str, Any]], tuple[Kernel, Held]], schedule: Schedule, arch: str, trust: bool):
         self._trace, self._schedule, self._arch, self._trust = trace, schedule, arch, trust
-        self._known: tuple[tuple[Held, Program, Bind], ...] = ()
+        self._known: tuple[Entry, ...] = ()
 
     def find(self, given: Mapping[str, Any]) -> tuple[Program, Held, dict[str, Any]]:
-        """The program for these functions, and the values of its captured parameters."""
-        for held, program, bind in self._known:
+        """The program for these functions, what it asks of them, and the values of its captured parameters."""
+        (held, program, _), values = self._found(given)
+        return program, held, values
+
+    def _found(self, given: Mapping[str, Any]) -> tuple[Entry, dict[str, Any]]:
+        for entry in self._known:
+            held, _, bind = entry
             values = bind(*[given[name] for name in sorted(given)])
             if values is not None:
-                return program, held, dict(zip([name for name, _ in held.values], values))
-        held, program, bind = self._made(given)
+                return entry, dict(zip([name for name, _ in held.values], values))
+        held, program, _ = entry = self._made(given)
         named = held.bind(given)
         if named is None:
             raise FcError("trace/capture", f"what a function of {program.name} holds is another thing each time it is looked at",
                           expected=", ".join(f"`{name}`" for name in given), hint="a property that computes, or counts its reads?")
-        self._known = ((held, program, bind), *self._known[:_EACH - 1])
-        return program, held, named
+        self._known = (entry, *self._known[:_EACH - 1])
+        return entry, named
 
-    def _made(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
+    def _made(self, given: Mapping[str, Any]) -> Entry:
         """For functions that no program here is for."""
         kernel, held = self._trace(given)
         key = nameless(kernel, frozenset(re.findall(r"\w+", repr(self._schedule)))), self._schedule, self._arch, self._trust
-        if key not in _shared:
-            if len(_shared) >= _ALL:
-                _shared.clear()
-            _shared[key] = Program(kernel, self._schedule, self._arch)
-            _shared[key].trust = self._trust
-        return held, _shared[key], written_out(held, sorted(given))
 
-    def entry(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
-        """The program for these functions, what it asks of them, and what tells whether it is that of others: of functions in the order of
-        their names."""
-        held = self.find(given)[1]
-        return next(each for each in self._known if each[0] is held)
+        def program() -> Program:
+            made = Program(kernel, self._schedule, self._arch)
+            made.trust = self._trust
+            return made
+
+        return held, kept_in(_shared, _ALL, key, program), written_out(held, sorted(given))
+
+    def entry(self, given: Mapping[str, Any]) -> Entry:
+        """All that is known of these functions' program."""
+        return self._found(given)[0]
 
     def bound(self, given: Mapping[str, Any]) -> tuple[Program, dict[str, Any], Bind]:
         """The program for these functions, the values of its captured parameters, and what tells whether it is that of others."""
-        program, _, values = self.find(given)
-        return program, values, self.entry(given)[2]
+        (_, program, bind), values = self._found(given)
+        return program, values, bind
 
     def run(self, given: Mapping[str, Any], arguments: Mapping[str, Any], stream: Any = None) -> None:
         """Launch the program for these functions. arguments: all that is not captured, by name."""
@@ -114,20 +121,18 @@ def family_of(spec: Spec, schedule: Schedule | None, arch: str, trust: bool, bin
     """The programs of a spec for whatever the functions in its binding hold; kept, if the rest of the binding can be looked up. choose:
     gives the schedule, where none is given, once."""
     key = spec, schedule, arch, trust, tuple(sorted(known_by(binding, held).items(), key=lambda kv: kv[0]))
-    try:
-        found = _families.get(key)
-    except TypeError:  # not hashable
-        key = found = None  # type: ignore[assignment]
-    if found is None:
+
+    def make() -> Family:
         plain = {name: x for name, x in binding.items() if name not in held}
         chosen = schedule or choose()
         bound = lambda held: {k: x for k, x in {**plain, **held}.items() if k}  # but for the spec's own function
-        found = Family(lambda held: spec.scheduled(dict(chosen.tiles), **bound(held)), chosen, arch, trust)
-        if key is not None:
-            if len(_families) >= _ALL:
-                _families.clear()
-            _families[key] = found
-    return found
+        return Family(lambda held: spec.scheduled(dict(chosen.tiles), **bound(held)), chosen, arch, trust)
+
+    try:
+        hash(key)
+    except TypeError:
+        return make()
+    return kept_in(_families, _ALL, key, make)
 
 
 class Captured(Program):

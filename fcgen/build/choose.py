@@ -104,7 +104,7 @@ class Chooser(Streams):
         return [n for n in sizes if n in NUMBERS["tiles"][2] and (n == sizes[0] or n < 2 * most)]
 
     def _dim(self, dim: Any) -> int:
-        return dim if isinstance(dim, int) else self.load.sizes.get(dim, 1 << 30)
+        return dim if isinstance(dim, int) else self.load.sizes.get(dim, self.load.parts.get(dim, 1 << 30))
 
     def estimate(self, p: Plan, usage: Usage | None = None) -> Estimate:
         return self.streamed(p, usage) if p.sent else super().estimate(p, usage)
@@ -230,7 +230,8 @@ _INSTEAD = {("epilogue", "tma"): "quad", ("epilogue", "quad"): "direct"}
 
 
 def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> Choice:
-    """A schedule for what a spec is compiled for. sizes: those of run-time dimensions, as far as they are known."""
+    """A schedule for what a spec is compiled for. sizes: those of run-time dimensions, and of scalars that axes of the
+    grid run over, as far as they are known."""
     dims = [d for p in spec.signature.tensors for d in p.dims]
     taken = {n for n in (*binding.values(), *sizes.values(), *dims) if isinstance(n, int)}
     probe = Probe(taken)
@@ -244,6 +245,12 @@ def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[st
             traced = spec.trace(probe, **binding)
         except FcError as e:
             raise e.named(probe) from None
+    counts = {p.name for p in traced.counts}
+    for name, n in sizes.items():
+        if name not in spec.signature.dims and (name not in counts or type(n) is not int or n < 1):
+            raise FcError("trace/static", f"{spec.name} has no such size", got=f"{name}={n!r}", loc=spec.loc,
+                          expected="positive whole numbers, of " + ", ".join(sorted({*spec.signature.dims, *counts})),
+                          hint="a dimension has one, and a scalar that an axis of the grid runs over")
     return _kept(Workload(traced, dict(probe), sizes), to, lambda tiles: spec.trace(tiles, **binding))
 
 

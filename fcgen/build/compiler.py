@@ -95,8 +95,18 @@ def target(arch: str) -> Target:
     known = targets()
     if not isinstance(arch, str) or arch not in known:
         raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch,
-                      hint=did_you_mean(arch, known))
+                      hint=_newer_or_older(arch) or did_you_mean(arch, known))
     return known[arch]
+
+
+def _newer_or_older(arch: Any) -> str | None:
+    """Of a GPU that fcgen does not know: that it does not, and what it does."""
+    number = re.fullmatch(r"sm_(\d+)[a-z]?", str(arch))
+    known = sorted((int(name.strip("sm_a")), name) for name in targets())
+    if number and int(number[1]) > known[-1][0]:
+        return f"its newest target is {known[-1][1]}: nothing is generated for GPUs after Hopper (Blackwell is sm_100 and sm_120)"
+    too_old = number and int(number[1]) < known[0][0]
+    return f"its oldest target is {known[0][1]}: it needs the asynchronous copies of Ampere" if too_old else None
 
 
 def own_target(device: int = 0) -> str:

@@ -50,8 +50,13 @@ def with_room(fn: Callable[[], T], ops: int) -> T:
             sys.setrecursionlimit(max(limit, frames))
             threading.stack_size(min(MOST_BYTES, (1 << 24) + frames * BYTES_PER_FRAME) // 4096 * 4096)
             thread = threading.Thread(target=run, name="fcgen")
-            thread.start()
-            threading.stack_size(size)
+            try:
+                thread.start()
+            except RuntimeError as e:  # there is no memory for so large a stack, or no thread to be had
+                raise FcError("compile/unsupported", "there is no room for a program of so many operations", got=f"{ops} ops: {e}",
+                              hint="a Python loop that unrolls into thousands of steps: make it a loop of the program, fc.loop(n)") from e
+            finally:
+                threading.stack_size(size)  # those that others start need no more than before
             thread.join()
         finally:
             sys.setrecursionlimit(limit)

@@ -25,8 +25,8 @@ Tiles = Mapping[str, int]
 #: functions that take a slow unit, or several steps
 SLOW = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "rcp", "tanh", "tanh_approx", "sigmoid", "erf", "sin", "cos", "div", "pow"}
 POINTWISE = having("elementwise")
-#: how far things go that are known only at run time: a tiled dimension, a count
-LONG, COUNT = 4096, 16
+#: how far things go that are known only at run time: a tiled dimension, what is tiled and a scalar counts (a part of a tensor), a count
+LONG, PART, COUNT = 4096, 64, 16
 
 
 class Probe(dict[str, int]):
@@ -137,7 +137,7 @@ class Workload:
 
     def count_of(self, a: GridAxis, tiles: Tiles) -> int:
         """(As many as one where there is nothing: for that is no launch, and any schedule does.)"""
-        n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
+        n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, self.parts.get(a.dim, LONG) if a.tile > 1 else COUNT)
         return max(1, -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n)
 
     def covered(self, tiles: Tiles) -> float:
@@ -171,6 +171,11 @@ class Workload:
                 if n or not d.held]
         return any(self._from_loads(v) and (n or not self._by_element(v)) for n, v in read
                    if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """Scalars that axes of the grid run over, and how far these go where nobody says."""
+        return {p.name: PART for p in self.kernel.counts}
 
     @cached_property
     def sums(self) -> list[tuple[Shape, int]]:

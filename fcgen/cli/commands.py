@@ -15,7 +15,7 @@ import click
 
 from ..errors import ERROR_CODES, FcError, did_you_mean
 from ..runtime.files import write_files
-from .console import report, say, waiting, write_levels, written
+from .console import as_options, report, say, waiting, write_levels, written
 from .values import argument_option, parse_arguments
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
@@ -32,6 +32,7 @@ class Group(click.Group):
                 raise FcError("cli/usage", "this machine has not the memory for it", got=str(e),
                               hint="smaller sizes: --size M=100") from None
         except FcError as e:
+            e.hint = as_options(e.hint)
             head, _, rest = e.render().partition("\n")
             click.echo(click.style("error ", fg="red", bold=True, reset=False) + click.style("", reset=True) + head, err=True)
             if rest:
@@ -53,6 +54,11 @@ def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")):
         fn = option(fn)
     return click.argument("spec")(fn)
+
+
+out_option = click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True,
+                          help="folder for the files")
+size_option = click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to run it with: M=100")
 
 
 @main.command(epilog=SPEC_HELP)
@@ -85,11 +91,9 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+@size_option
 @argument_option
 def build(
     spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...],
@@ -123,7 +127,7 @@ def build(
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
+@size_option
 @argument_option
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="orders of the engines to try")
 @click.option("--against", metavar="FILE", help="what it should compute: the file before the edit, its tile IR, or a spec")
@@ -149,7 +153,7 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size: M=1000")
+@size_option
 @argument_option
 @click.option("--simulate", is_flag=True, help="in the simulator even where there is a GPU")
 def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool,
@@ -171,6 +175,9 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
     click.echo(f"{program.name} {'on the GPU' if on_gpu else 'in the simulator'}")
     for name, x in outputs.items():
         x = np.asarray(x, np.float64)
+        if not x.size:
+            click.echo(f"  {name} {list(x.shape)}")
+            continue
         line = f"  {name} {list(x.shape)}  mean {x.mean():+.4f}  rms {np.sqrt((x * x).mean()):.4f}"
         if name in want:
             line += f"  max error against the reference {np.abs(x - want[name]).max():.1e}"
@@ -179,9 +186,7 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
 @main.command()
 @click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
-)
+@out_option
 def demo(target: str | None, out: Path) -> None:
     """Attention from spec to kernel: trace, simulate, compile, report; with a GPU also run and time it."""
     from .demo import run_demo
@@ -213,19 +218,24 @@ def doctor() -> None:
 @main.command()
 @click.argument("code", required=False)
 def explain(code: str | None) -> None:
-    """What an error code means (all of them without CODE)."""
-    if code is not None and code not in ERROR_CODES:
+    """What an error code means, or the codes that begin with CODE (all of them without it)."""
+    asked = [name for name in ERROR_CODES if code is None or name == code or name.startswith(f"{code.rstrip('/')}/")]
+    if not asked:
         raise FcError("cli/usage", f"no error has the code {code}", got=code,
                       hint=did_you_mean(code, ERROR_CODES, "`fcgen explain` lists all codes"))
-    for name in [code] if code else ERROR_CODES:
+    for name in asked:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 
 
+#: rows and columns of the operands of one matrix instruction
+UNITS = {"mma_a": (16, 16), "mma_b": (16, 8), "mma_c": (16, 8)}
+
+
 @main.command()
-@click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
+@click.argument("name", type=click.Choice([*UNITS, "rowwise", "smem"]))
 @click.argument("rows", type=click.IntRange(1))
 @click.argument("cols", type=click.IntRange(1))
-@click.option("--warps", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--warps", default=1, show_default=True, type=click.IntRange(1, 32))
 @click.option("--svg", is_flag=False, flag_value="-", metavar="[FILE]", help="a drawing instead of text, to FILE or the terminal")
 def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None:
     """Picture of a layout: which lane and register, or which bank, holds each element of a ROWS x COLS tile."""
@@ -239,11 +249,13 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
         value = layouts.rowwise(rows, cols, warps)
         text = picture.registers(value)
     else:
+        down, across = UNITS[name][0] * (1 if name == "mma_b" else warps), UNITS[name][1]  # warps share out rows, and read all of b
+        if rows % down or cols % across:
+            more = f" --warps {warps}" * (warps > 1)
+            raise FcError("cli/usage", f"{name} covers whole fragments", expected=f"a multiple of {down} rows and of {across} columns",
+                          got=f"{rows} x {cols}" + f" for {warps} warps" * (warps > 1),
+                          hint=f"fcgen layout {name} {-(-rows // down) * down} {-(-cols // across) * across}{more}")
         value = getattr(layouts, name)(rows, cols, (warps, 1))
-        if value.shape != (rows, cols):
-            raise FcError(
-                "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
-            )
         text = picture.registers(value)
     if svg == "-":
         click.echo(picture.svg(value, shape=(rows, cols)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,19 @@ def waiting(what: str, fn: Callable[[], Any]) -> Any:
         return fn()
     with console.status(what):
         return fn()
+
+
+#: how a hint writes in Python what a command takes as an option
+_PYTHON = ((re.compile(r"compile\((?:\.\.\., )?(\w+)=(?:fc\.)?([^(),]+)\)"), r"--set \1=\2"),
+           (re.compile(r"(?:fc\.)?Schedule\(([^()]*)\)"), lambda m: '--schedule "' + m[1].replace('"', "") + '"'),
+           (re.compile(r'\btarget="(\w+)"'), r"--target \1"))
+
+
+def as_options(hint: str | None) -> str | None:
+    """A hint that says what to pass to `compile` or `Schedule`, in words of the command line."""
+    for pattern, option in _PYTHON if hint else ():
+        hint = pattern.sub(option, hint)  # type: ignore[arg-type]
+    return hint
 
 
 def say(text: str) -> None:

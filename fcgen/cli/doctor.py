@@ -156,21 +156,20 @@ def _largest_error(program: Any, ordinal: int) -> float:
     dtypes = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
     cu = driver.require()
     memory: dict[str, Any] = {}
-    driver.check(cu.cuCtxPushCurrent(driver.primary_context(ordinal)), f"switching to device {ordinal}")
-    try:
-        for name, x in arrays.items():
-            memory[name] = driver.check(cu.cuMemAlloc(x.nbytes), "reserving memory")
-            driver.check(cu.cuMemcpyHtoD(memory[name], x.ctypes.data, x.nbytes), "copying to the GPU")
-        given = {name: tensors.TensorArg(int(memory[name]), x.shape, tensors.row_major(x.shape), dtypes[x.dtype], ordinal)
-                 for name, x in arrays.items()}
-        program.launcher({**given, "scale": d**-0.5}, 0)
-        driver.check(cu.cuCtxSynchronize(), "running the kernel")
-        for name in ("O", "LSE"):
-            driver.check(cu.cuMemcpyDtoH(arrays[name].ctypes.data, memory[name], arrays[name].nbytes), "copying from the GPU")
-    finally:
-        for address in memory.values():
-            cu.cuMemFree(address)
-        cu.cuCtxPopCurrent()
+    with driver.entered(driver.primary_context(ordinal), f"switching to device {ordinal}"):
+        try:
+            for name, x in arrays.items():
+                memory[name] = driver.check(cu.cuMemAlloc(x.nbytes), "reserving memory")
+                driver.check(cu.cuMemcpyHtoD(memory[name], x.ctypes.data, x.nbytes), "copying to the GPU")
+            given = {name: tensors.TensorArg(int(memory[name]), x.shape, tensors.row_major(x.shape), dtypes[x.dtype], ordinal)
+                     for name, x in arrays.items()}
+            program.launcher({**given, "scale": d**-0.5}, 0)
+            driver.check(cu.cuCtxSynchronize(), "running the kernel")
+            for name in ("O", "LSE"):
+                driver.check(cu.cuMemcpyDtoH(arrays[name].ctypes.data, memory[name], arrays[name].nbytes), "copying from the GPU")
+        finally:
+            for address in memory.values():
+                cu.cuMemFree(address)
     want = attention_reference(q, k, v)
     error = max(float(np.abs(arrays[name].astype(np.float64) - w).max()) for name, w in zip(("O", "LSE"), want))
     return error if np.isfinite(error) else float("inf")

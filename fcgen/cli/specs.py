@@ -84,8 +84,8 @@ def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
     out: dict[str, int] = {}
     for item in sizes:
         name, equals, value = item.partition("=")
-        if not equals or not (value.isascii() and value.isdigit()) or not int(value):
-            raise FcError("cli/usage", "a size is written NAME=NUMBER", expected="a number from 1 on", got=item, hint="--size M=100")
+        if not equals or not (value.isascii() and value.isdigit()):
+            raise FcError("cli/usage", "a size is written NAME=NUMBER", expected="a number from 0 on", got=item, hint="--size M=100")
         same = [k for k in known if k == name] or [k for k in known if k.lower() == name.lower()]
         if len(same) != 1:
             raise FcError("cli/usage", f"there is no size {name} here", expected=", ".join(known) or "none", got=item,
@@ -128,7 +128,14 @@ def draw(found: Found, program: Program, sizes: Iterable[str], arguments: Iterab
         taken = {p.name for p in program.params}  # what a function of the spec holds is not drawn
         return {**{name: x for name, x in random_inputs(program.machine, given).items() if name in taken}, **fixed}, {}
     names = list(inspect.signature(found.example.inputs).parameters)[1:]  # after the generator
-    inputs, want = found.example.draw(**parse_sizes(sizes, names))
+    given = parse_sizes(sizes, names)
+    try:
+        inputs, want = found.example.draw(**given)
+    except (ValueError, ZeroDivisionError) as e:
+        if all(given.values()):
+            raise
+        raise FcError("cli/usage", "the example's reference takes no empty tensors", got=f"{', '.join(sizes)}: {e}",
+                      hint="fcgen check runs the kernel with them") from None
     fixed = parse_arguments(arguments, program, {})
     if fixed:
         inputs.update(fixed)

@@ -25,7 +25,7 @@ import numpy as np
 
 from .core import Op, Value
 from .layout import RegLayout
-from .op_table import OPS, Reach, need
+from .op_table import OPS, Reach, RuleError, need
 from .types import Frag, Scalar, Tensor, Tile, i32, i64
 
 #: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
@@ -119,17 +119,17 @@ class Access:
         """Whether neighbours along the tile's last axis are neighbours in memory."""
         return bool(self.axes) and self.axes[-1].along is not None and not self.axes[-1].is_listed
 
-    def unbounded(self) -> tuple[str, object, object] | None:
-        """(rule, expected, got) where a bulk copy cannot follow the positions, or keep to a limit."""
+    def unbounded(self) -> RuleError | None:
+        """What is wrong where a bulk copy cannot follow the positions, or keep to a limit."""
         if self.listed:
-            return "a tile whose positions a scalar says", "runs", "positions in a vector"
+            return RuleError("a tile whose positions a scalar says", "runs", "positions in a vector")
         cut = [n for n, a in enumerate(self.axes) if a.limit is not None]
         if not cut:
             return None
         if len(cut) > 1 or cut[0] == len(self.axes) - 1:
-            return "a limit on one axis, and not on the last", "one axis of rows", f"axes {', '.join(map(str, cut))}"
+            return RuleError("a limit on one axis, and not on the last", "one axis of rows", f"axes {', '.join(map(str, cut))}")
         if len(self.axes) > MOST_CUT:
-            return f"a tensor of at most {MOST_CUT} axes where a limit cuts its rows off", MOST_CUT, len(self.axes)
+            return RuleError(f"a tensor of at most {MOST_CUT} axes where a limit cuts its rows off", MOST_CUT, len(self.axes))
         return None
 
 

@@ -22,30 +22,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .access import Access
-from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
+from .attrs import CLUSTER, FLAG, GUARD, INDEX, MOST, TEXT, one_of, whole
 from .core import Op, Value
-from .memory_map import boxes_problem
-from .op_table import define, need, need_region
+from .layout import WARPS
+from .memory_map import SLOTS, boxes_problem
+from .op_table import define, need, need_none, need_region
 from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
-#: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
-MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
-MOST_PARTS = 32  # of a role's warps
+MOST_BYTES = MOST - 1  # that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count)
 MOST_BOX = 256  # positions of a bulk copy along an axis
 #: named barriers but for the block's own, 0
 NAMED = whole(1, 15)
 
 
 define("cursor", "machine", "The start of a ring: no tile has passed.", "-> cursor", makes=lambda types, attrs: (Cursor(attrs["slots"]),),
-       phases="pipelined synced", slots=whole(1, MOST_SLOTS))
+       phases="pipelined synced", slots=whole(1, SLOTS))
 define("advance", "machine", "One tile further.", "cursor -> cursor", makes=lambda types, attrs: types, phases="pipelined synced",
        traits="position")
 
 
-_PARTS, _PART = whole(2, MOST_PARTS).maybe, whole(0, MOST_PARTS - 1).maybe
+_PARTS, _PART = whole(2, WARPS).maybe, whole(0, WARPS - 1).maybe
 
 
-def _check_part(op: Op) -> None:
+def check_part(op: Op) -> None:
     need(op.get("part", 0) < op.get("parts", 1), f"{op.kind}: one of its parts", f"below {op.get('parts', 1)}", op.get("part"))
 
 
@@ -56,27 +55,24 @@ define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per 
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's. block: on that of one block of the
        cluster, which then sees what the warp stored there. parts: barriers of as many equal parts of a role's warps lie behind each other;
        a warp's is that of its part, or, for a role that is one thread, that of `part`.""",
-       "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
-       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, parts=_PARTS, part=_PART, check=_check_part, traits="position")
+       "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, CLUSTER).maybe,
+       lag=whole(0, 1).maybe, block=whole(0, CLUSTER - 1).maybe, parts=_PARTS, part=_PART, check=check_part, traits="position")
 define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
        phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop). cluster: arrivals of
        other blocks have published what these stored. parts, part: as above.""", "bars, cursor ->",
        effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, parts=_PARTS, part=_PART,
-       check=_check_part, traits="position")
+       check=check_part, traits="position")
 
 
 def _check_tma_load(op: Op) -> None:
-    types = tuple(v.type for v in op.operands)
-    need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
-    need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,
-         f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, types[-3])
-    wrong = boxes_problem(types[-3])
-    need(wrong is None, f"tma_load: {wrong.rule}" if wrong else "", wrong and wrong.expected, wrong and wrong.got)
-    cut = Access.of(op).unbounded()
-    need(cut is None, f"tma_load: {cut[0]}" if cut else "", *(cut or ("", ""))[1:])
+    t = op.operands[-3].type
+    need(t.layout.pad == 0, "tma_load: rows without padding", "pad 0", t.layout)
+    need(boxes(t.rows) > 0 and t.layout.panel <= MOST_BOX,
+         f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, t)
+    need_none(op.kind, boxes_problem(t) or Access.of(op).unbounded())
     n = op.get("multicast") or 1
-    need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
-         f"{n} parts", types[-3])
+    need(n == 1 or share(t, n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
+         f"{n} parts", t)
 
 
 def boxes(rows: int) -> int:
@@ -87,7 +83,7 @@ def boxes(rows: int) -> int:
 def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
     """(rows, panels) of the part of a tile that each of some blocks copies; None where it does not divide. Parts are whole panels, else
     whole groups of 8 rows, so that each starts on a period of the swizzle."""
-    rows, panels = (t.shape[0] if len(t.shape) == 2 else 1), t.shape[-1] // t.layout.panel
+    rows, panels = t.rows, t.shape[-1] // t.layout.panel
     if panels % blocks == 0:
         return rows, panels // blocks
     return (rows // blocks, panels) if rows % (8 * blocks) == 0 else None
@@ -99,7 +95,7 @@ define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: o
        copies only its part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""",
        "tensor, *, slot, bars, cursor ->", effect="write", one_dtype=True, check=_check_tma_load, phases="pipelined synced", index=INDEX,
        guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
-       multicast=whole(1, MOST_BLOCKS).maybe, traits="fills, position", reach=(1, 3, -3))
+       multicast=whole(1, CLUSTER).maybe, traits="fills, position", reach=(1, 3, -3))
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended
        (barrier.cluster).""", "->", effect="write", phases="pipelined synced")
 

@@ -11,6 +11,8 @@ from .types import DTYPES
 
 #: no axis, count or size in bytes is larger: what goes beyond is no tile of a kernel
 MOST = 1 << 20
+#: no more blocks of a cluster, and axes of a tile, tensor or grid
+CLUSTER, RANK = 16, 8
 TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
                                tuple: "a tuple", RegLayout: "a register layout"}
 
@@ -53,7 +55,7 @@ def one_of(*words: str) -> Attribute:
     return Attribute((str,), ", ".join(words), words.__contains__)
 
 
-def every(of: Attribute, most: int = 8, least: int = 0) -> Attribute:
+def every(of: Attribute, most: int = RANK, least: int = 0) -> Attribute:
     """A tuple of such values."""
     return Attribute((tuple,), f"{least} to {most} values, each {of.words}", lambda v: least <= len(v) <= most and all(map(of.admits, v)))
 
@@ -66,7 +68,7 @@ DTYPE = one_of(*DTYPES)
 #: sizes of a tile
 SHAPE = every(whole(1))
 #: axes of a tile
-AXES = every(whole(0, 7))
+AXES = every(whole(0, RANK - 1))
 #: one word for each dimension of a tensor (see `access`), and whether each axis of a tile is guarded
 INDEX = every(one_of("at", "tile", "until", "all", "each", "also", "element"))
 GUARD = every(FLAG)

@@ -58,7 +58,7 @@ class Value:
 @node
 class Op:
     """One operation: `results = kind operands {attrs} regions`. loc: the line of the spec that it comes from. place: where it stands in
-    the text that it was read from; what a pass makes of it has none."""
+    the text that it was read from; one that a pass makes has none."""
 
     kind: str
     operands: tuple[Value, ...] = ()
@@ -118,6 +118,11 @@ class Block:
         for op in self.ops:
             read.update(op.operands, *(r.reads for r in op.regions))
         return frozenset(read.difference(self.args, *(op.results for op in self.ops)))
+
+    @cached_property
+    def made(self) -> Mapping[Value, Op]:
+        """value -> the op that makes it, of the block's own."""
+        return {r: op for op in self.ops for r in op.results}
 
     @property
     def yielded(self) -> tuple[Value, ...]:
@@ -216,9 +221,9 @@ class Kernel:
 # ---- walking ---------------------------------------------------------------------------------------------------------
 
 
-def walk(block: Block) -> Iterator[Op]:
-    """Every op of the block and of its regions, outer op before inner ones, in program order."""
-    rest = [iter(block.ops)]
+def walk(part: Block | Op) -> Iterator[Op]:
+    """Every op of a block, or an op itself, and of the regions, outer op before inner ones, in program order."""
+    rest = [iter(part.ops if isinstance(part, Block) else (part,))]
     while rest:
         for op in rest[-1]:
             yield op
@@ -248,6 +253,11 @@ def uses(block: Block) -> dict[Value, list[Op]]:
         for v in op.operands:
             out.setdefault(v, []).append(op)
     return out
+
+
+def made_within(block: Block) -> set[Value]:
+    """What the block and all in it make, arguments of regions and its own among them."""
+    return {v for b in blocks(block) for v in (*b.args, *b.made)}
 
 
 def definitions(block: Block) -> dict[Value, Op]:

@@ -4,10 +4,10 @@ and no guard stands in front.
 What cannot be seen to lie inside for all sizes stands in `meta covers`, a line (NAME, axis, PLACE, CONDITION, ...) each, and is checked by
 the launch, the interpreter and the simulator. A PLACE is a number, a name (of a size or an i32 scalar), (at, n) for the index on grid axis
 n, (in, k, LOW, HIGH) for that of a loop, or (OP, PLACE, ...). The access is made where all CONDITIONs hold. A place that hangs on what a
-tensor holds, or that a loop carries, has no line, nor has one under a condition of this kind: the simulator reports it where it is
-outside. What loops do not change is read in front of them (`simplify`), so its line does not hang on whether they have iterations; a read
-that no line answers for there is told to stay (`stays`).
-Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
+tensor holds, or that a loop carries, has no line, nor has one under a condition of this kind: the simulator reports it where it is outside.
+What loops do not change is read in front of them (`simplify`), and added behind them (`totals`), so its line does not hang on whether they
+have iterations; a read that no line answers for there is told to stay (`stays`). Gathers read 0 outside, so of these there are lines only
+for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
 
 A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index, up to some millions of
 them: past that a program is believed. All follows from the program as it was traced: later, a persistent kernel's places are computed.
@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import FcError
 from .access import accesses
-from .core import Block, Kernel, Op, Value, walk, walk_kernel
+from .core import Block, Kernel, Op, Value, blocks, walk, walk_kernel
 from .depends import followed
 from .elementwise import FNS
 from .op_table import OPS
@@ -78,12 +78,12 @@ def stays(kernel: Kernel) -> dict[Op, int]:
 
 
 class _Scope(NamedTuple):
-    """condition: whether what stands inside is run, None for what always is, UNKNOWN where that hangs on what has no line. loop: its body.
-    free: it writes nothing. runs: it has iterations."""
+    """condition: whether what stands inside is run, None for what always is, UNKNOWN where that hangs on what has no line. body: of a loop.
+    writes: whether that does. runs: it has iterations."""
 
     condition: Place | None
-    loop: Block | None = None
-    free: bool = False
+    body: Block | None = None
+    writes: bool = False
     runs: bool = False
 
 
@@ -115,8 +115,8 @@ class _Found:
     def stays(self, told: tuple[Cover, ...]) -> dict[Op, int]:
         out: dict[Op, int] = {}
         for op, scopes in self.reached():
-            loops = list(itertools.takewhile(lambda s: s.loop is not None, reversed(scopes)))
-            near = [s.loop for s in loops if s.loop is not None]
+            loops = list(itertools.takewhile(lambda s: s.body is not None, reversed(scopes)))
+            near = [s.body for s in loops if s.body is not None]
             if op.kind != "load" or all(s.runs for s in loops):
                 continue
             places = list(self.places(op))
@@ -161,21 +161,26 @@ class _Found:
                 runs = type(low) is type(high) is int and low < high
                 writes = any(OPS[o.kind].effect == "write" and o.kind != "yield" for o in walk(op.regions[0]))
                 for region in op.regions:
-                    yield from self.inner(region, (*scopes, _Scope(None if runs else some, region, not writes, runs)))
+                    yield from self.inner(region, (*scopes, _Scope(None if runs else some, region, writes, runs)))
             elif op.kind == "if":
                 cond = self.place(op.operands[0])
                 for region, word in zip(op.regions, (UNKNOWN, UNKNOWN) if cond is None else (cond, ("not", cond))):
                     yield from self.inner(region, (*scopes, _Scope(word)))
 
     def around(self, op: Op, scopes: tuple[_Scope, ...]) -> tuple[_Scope, ...]:
-        """Those that decide about it: a read that is the same in all iterations is made in front of them, even if there is none."""
-        while scopes and scopes[-1].free and (body := scopes[-1].loop) is not None and OPS[op.kind].effect == "read":
-            changes = {a for o in walk(body) for region in o.regions for a in region.args}.union(body.args)
-            need = followed(op.operands, self.made) or {}
-            if any(not changes.isdisjoint(o.operands) for o in (op, *need.values())):
-                break
+        """Those that decide about it: a read that is the same in all iterations is made in front of them (`simplify`), what is added to one
+        place behind them (`totals`), even if there is none."""
+        adds, kept = op.get("reduce") == "add", list[_Scope]()
+        places = op.operands[2:] if adds else op.operands
+        while scopes and (adds or (OPS[op.kind].effect == "read" and scopes[-1].body is not None and not scopes[-1].writes)):
+            if (body := scopes[-1].body) is None:
+                kept.insert(0, scopes[-1])
+            else:
+                changes = {a for b in blocks(body) for a in b.args}
+                if not changes.isdisjoint((*places, *(v for o in followed(places, self.made) or () for v in o.operands))):
+                    break
             scopes = scopes[:-1]
-        return scopes
+        return (*scopes, *kept)
 
     def place(self, v: Value, room: int = MOST_OPS) -> Place | None:
         """None where it hangs on something else."""

@@ -47,21 +47,21 @@ def readers(v: Value, uses: Mapping[Value, Iterable[Op]], through: Callable[[Val
 
 
 def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callable[[Op], bool] = lambda op: True,
-             given: Callable[[Value], bool] = lambda v: True, stop: Container[Value] = ()) -> dict[int, Op] | None:
-    """By id the ops of `made` that values follow from, as far as those in `stop`. None if one of them is not allowed, or a value that none
+             given: Callable[[Value], bool] = lambda v: True, stop: Container[Value] = ()) -> dict[Op, None] | None:
+    """The ops of `made` that values follow from, as far as those in `stop`. None if one of them is not allowed, or a value that none
     of them makes is not `given`."""
-    need: dict[int, Op] = {}
+    need: dict[Op, None] = {}
     todo = list(values)
     while todo:
         v = todo.pop()
         op = made.get(v)
         if op is None and not given(v):
             return None
-        if op is None or v in stop or id(op) in need:
+        if op is None or v in stop or op in need:
             continue
         if not allowed(op):
             return None
-        need[id(op)] = op
+        need[op] = None
         todo += op.operands
     return need
 
@@ -69,5 +69,5 @@ def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callabl
 def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool] = lambda op: True,
             stop: Container[Value] = ()) -> list[Op] | None:
     """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
-    need = followed(values, {r: o for o in block.ops for r in o.results}, allowed, lambda v: v not in block.args[1:], stop)
-    return None if need is None else [o for o in block.ops if id(o) in need]
+    need = followed(values, block.made, allowed, lambda v: v not in block.args[1:], stop)
+    return None if need is None else [o for o in block.ops if o in need]

@@ -12,15 +12,15 @@ from typing import Any
 
 from ..errors import FcError
 from . import memory_map
-from .attrs import MOST, TEXT, Attribute, every, one_of, whole
+from .attrs import CLUSTER, MOST, RANK, TEXT, Attribute, every, one_of, whole
 from .core import Kernel
+from .layout import WARPS
 from .op_table import PHASES, RuleError, short
 from .types import Buffer, Mbarrier, Scalar, Tensor, i32
 
 Problem = tuple[Any, RuleError]
 
-#: most of: axes of a tensor or grid, blocks of a cluster, warps of a block, a size known at compile time
-AXES, CLUSTER, WARPS, SIZE = 8, 16, 32, (1 << 31) - 1
+SIZE = i32.range[1]  # most of a size that is known at compile time
 _LOOP = Attribute((tuple,), "(name, dimension, tile)", lambda v: [type(x) for x in v] == [str, str, int] and 0 < v[2] <= MOST)
 
 #: fact -> (what it may be, what it means)
@@ -83,7 +83,7 @@ def _params(k: Kernel) -> Iterator[Problem]:
     for p in k.params:
         if not isinstance(p.type, (Tensor, Scalar)):
             yield p, RuleError("a parameter is a tensor or a scalar", got=p.type)
-        elif isinstance(p.type, Tensor) and not (len(p.type.dims) <= AXES and all(map(_size, p.type.dims))):
+        elif isinstance(p.type, Tensor) and not (len(p.type.dims) <= RANK and all(map(_size, p.type.dims))):
             yield p, RuleError("a tensor has at most 8 axes, with a name or a size below 2^31 each", got=p.type)
         for flag in k.flags.get(p.name, ()):
             if flag not in FLAGS or not isinstance(p.type, FLAGS[flag][0]):
@@ -102,8 +102,8 @@ def _grid(k: Kernel) -> Iterator[Problem]:
                                          ", ".join(sorted(known)) or "a number", short(a.dim))
         elif not _size(a.dim) or not 0 < a.tile <= MOST:
             yield ("grid", n), RuleError("sizes and tiles of the grid", f"1 to 2^31 - 1, tiles of 1 to {MOST}", f"{a.dim} / {a.tile}")
-    if len(k.grid) > AXES or not 0 < k.cluster <= CLUSTER:
-        yield ("grid", 0), RuleError(f"a grid has at most {AXES} axes, its clusters {CLUSTER} blocks", got=f"{len(k.grid)}, {k.cluster}")
+    if len(k.grid) > RANK or not 0 < k.cluster <= CLUSTER:
+        yield ("grid", 0), RuleError(f"a grid has at most {RANK} axes, its clusters {CLUSTER} blocks", got=f"{len(k.grid)}, {k.cluster}")
     if k.order and sorted(k.order) != list(range(len(k.grid))):
         yield ("order",), RuleError("order names each grid axis once, by its number", got=k.order)
 

@@ -144,7 +144,19 @@ class RegLayout:
     @cached_property
     def problem(self) -> str | None:
         """Why this is no layout, or None: each digit stands by itself, registers count without gaps, lanes are 32."""
-        return _problem(self)
+        for unit, what in (("r", "register"), ("l", "lane"), ("w", "warp")):
+            end = 1
+            for f in sorted((f for a in self.axes for f in a if f.unit == unit), key=lambda f: f.stride):
+                if f.stride % end:
+                    return f"{what} digit {f} overlaps a smaller one"
+                if unit == "r" and f.stride != end:
+                    return f"registers {end} to {f.stride - 1} hold nothing of their own: {f} starts late"
+                end = f.stride * f.size
+            if unit == "l" and end > LANES:
+                return f"a warp has {LANES} lanes, these digits count {end}"
+            if unit == "w" and end > WARPS:
+                return f"a block has {WARPS} warps, these digits count {end}"
+        return None
 
 
 def _weights(digits: Sequence[Factor]) -> list[tuple[Factor, int]]:
@@ -167,22 +179,6 @@ def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...],
         new[f.stride] = stride
         stride *= f.size
     return tuple(tuple(Factor("r", f.size, new[f.stride]) if f.unit == "r" else f for f in a) for a in axes)
-
-
-def _problem(layout: RegLayout) -> str | None:
-    for unit, what in (("r", "register"), ("l", "lane"), ("w", "warp")):
-        end = 1
-        for f in sorted((f for a in layout.axes for f in a if f.unit == unit), key=lambda f: f.stride):
-            if f.stride % end:
-                return f"{what} digit {f} overlaps a smaller one"
-            if unit == "r" and f.stride != end:
-                return f"registers {end} to {f.stride - 1} hold nothing of their own: {f} starts late"
-            end = f.stride * f.size
-        if unit == "l" and end > LANES:
-            return f"a warp has {LANES} lanes, these digits count {end}"
-        if unit == "w" and end > WARPS:
-            return f"a block has {WARPS} warps, these digits count {end}"
-    return None
 
 
 @lru_cache(maxsize=512)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from .core import Block, Op, Value
 from .op_table import having
 
-#: ops that fill a buffer
+#: ops that fill a buffer; those of them that do so from registers
 WRITES = having("writes shared")
+STORES = WRITES - having("fills")
 
 
 def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:

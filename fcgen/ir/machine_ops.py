@@ -23,7 +23,7 @@ from .tile_ops import check_added
 from .types import Buffer, Cursor, Frag, Scalar, f32, i1, i32
 
 
-def in_runs(t: Buffer, size: int, what: str) -> None:
+def check_runs(t: Buffer, size: int, what: str) -> None:
     """A row of each panel starts on a multiple of `size` bytes and ends on one: what moves so many at once asks it."""
     need(t.layout.panel * t.dtype.bytes % size == 0 and t.layout.row_bytes(t.dtype.bytes) % size == 0,
          f"{what}: rows of the stored tile are made of aligned runs of {size} bytes", f"a multiple of {size} bytes", t.layout)
@@ -53,7 +53,7 @@ def _check_cp_async(op: Op) -> None:
     vec = op.get("vec", t.vector())
     need(vec >= 1 and t.vector() % vec == 0, "cp_async: `threads` keeps whole runs of `vec` elements together", vec, t)
     need(vec * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", vec * buffer.dtype.bytes)
-    in_runs(buffer, vec * buffer.dtype.bytes, "cp_async")
+    check_runs(buffer, vec * buffer.dtype.bytes, "cp_async")
 
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
@@ -95,7 +95,7 @@ def _check_ldmatrix(op: Op) -> None:
     buffer, t = op.operands[0].type, op.result.type
     need(t.dtype.bits in (8, 16) and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements, or pairs of bytes", "16 bits", t)
     need(t.dtype.bits == 16 or not op["trans"], "ldmatrix transposes elements of 16 bits", "trans = false", t)
-    in_runs(buffer, 16, "ldmatrix")
+    check_runs(buffer, 16, "ldmatrix")
 
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: blocks of 8 rows of 16 bytes (8x8 of 16-bit elements) from a slot, four at a
@@ -197,15 +197,12 @@ define("vote_any", "machine", "True where any thread of the warp holds a true el
 
 def _at_one_stride(t: Buffer, what: str) -> None:
     need(not t.layout.swizzle and t.layout.panel == t.shape[-1], f"{what}: rows at one stride", "one panel without swizzle", t.layout)
-    in_runs(t, 16, what)
-
-
-def _check_wmma_load(op: Op) -> None:
-    _at_one_stride(op.operands[0].type, "wmma_load")
+    check_runs(t, 16, what)
 
 
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", "slot, i32, i32 -> wmma",
-       effect="read", one_dtype=True, check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe, traits="reads shared")
+       effect="read", one_dtype=True, check=lambda op: _at_one_stride(op.operands[0].type, "wmma_load"), phases="selected synced",
+       transposed=FLAG.maybe, traits="reads shared")
 
 
 def _check_wmma_store(op: Op) -> None:

@@ -49,7 +49,7 @@ def boxes_problem(t: Buffer, parts: int = 1) -> RuleError | None:
     apart by the swizzle's width, not side by side)."""
     if t.layout.swizzle and t.layout.panel * t.dtype.bytes != t.layout.swizzle:
         return RuleError("rows of its boxes are as long as the swizzle", f"{t.layout.swizzle} bytes", t)
-    rows, row = (t.shape[0] if len(t.shape) == 2 else 1), t.layout.row_bytes(t.dtype.bytes)
+    rows, row = t.rows, t.layout.row_bytes(t.dtype.bytes)
     starts = [rows // parts * row] * (parts > 1) + [rows * row] * (t.shape[-1] > t.layout.panel)
     grain = 8 * t.layout.swizzle or BOX
     if any(n % grain for n in starts):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import did_you_mean
 from .attrs import TYPE_WORDS, Attribute, attribute
 from .core import Op
 from .layout import OpaqueLayout, RegLayout
@@ -188,6 +189,12 @@ def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint
         raise RuleError(rule, _listed(expected), _listed(got), hint)
 
 
+def need_none(kind: str, wrong: RuleError | None) -> None:
+    """Raises what is wrong, where something is, as of this op."""
+    if wrong is not None:
+        raise RuleError(f"{kind}: {wrong.rule}", wrong.expected, wrong.got)
+
+
 def _listed(v: Any) -> Any:
     """Types in a row as people write them; they are not put into words before a rule is broken."""
     types = isinstance(v, (tuple, list)) and v and not any(isinstance(x, (int, str)) for x in v)
@@ -207,6 +214,10 @@ def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | 
     """The first attribute that is missing, unknown, or not what it may be, and what to say about it."""
     if not attrs and not d.attrs:
         return None
+    for name in attrs:
+        if name not in d.attrs:
+            return name, RuleError(f"{d.kind} has no attribute {name!r}", ", ".join(d.attrs) or "no attributes",
+                                   hint=did_you_mean(name, d.attrs))
     for name, a in d.attrs.items():
         if name not in attrs:
             if not a.optional:
@@ -216,9 +227,6 @@ def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | 
                                    expected=" or ".join(TYPE_WORDS.get(t, t.__name__) for t in a.types), got=short(v))
         elif not a.legal(v):
             return name, RuleError(f"{d.kind}: attribute {name!r} may not have this value", expected=a.words, got=short(v))
-    if len(attrs) > len(d.attrs) or any(name not in d.attrs for name in attrs):
-        name = next(n for n in attrs if n not in d.attrs)
-        return name, RuleError(f"{d.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes")
     return None
 
 

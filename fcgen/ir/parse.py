@@ -203,11 +203,7 @@ class _Reader(WordReader):
             name, value = self.attr(t)
             if name in attrs:
                 self.fail(t, f"attribute {name!r} is given twice")
-            attrs[name], where[name] = value, t
-        for name in attrs:
-            if name not in d.attrs:
-                self.fail(where[name].children[0], f"{kind} has no attribute {name!r}",
-                          expected=", ".join(d.attrs) or "no attributes", hint=did_you_mean(name, d.attrs))
+            attrs[name], where[name] = value, t if name in d.attrs else t.children[0]
         problem = attr_problem(d, attrs)
         if problem is not None:
             name, e = problem

@@ -27,6 +27,10 @@ class Env:
     def all(self, vs: Iterable[Value]) -> tuple[Value, ...]:
         return tuple([self.map.get(v, v) for v in vs])
 
+    def reading(self, op: Op) -> Op:
+        """The op, which reads what stands for its operands; its regions are as they were."""
+        return op.reading(self.all(op.operands))
+
     def anew(self, vs: Iterable[Value]) -> tuple[Value, ...]:
         """Values like these, which stand for them from here on."""
         new = {v: v.anew() for v in vs}
@@ -36,10 +40,7 @@ class Env:
 
 def substitute(op: Op, env: Env) -> Op:
     """The op, and those in its regions, with operands through `env`; it keeps its own values, and is itself where it reads no others."""
-    regions, operands = tuple(substitute_block(r, env) for r in op.regions), env.all(op.operands)
-    if same(operands, op.operands) and same(regions, op.regions):
-        return op
-    return Op(op.kind, operands, op.results, op.attrs, regions, op.loc)
+    return env.reading(op.within(partial(substitute_block, env=env)))
 
 
 def substitute_block(block: Block, env: Env) -> Block:
@@ -106,13 +107,19 @@ def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | N
     env = Env() if env is None else env
     b = Builder()
     for old in block.ops:
-        op = old.within(partial(rewrite, rule=rule, env=env))
-        operands, b.loc = env.all(op.operands), op.loc
-        if not same(operands, op.operands):
-            op = Op(op.kind, operands, op.results, op.attrs, op.regions, op.loc)
+        op, b.loc = env.reading(old.within(partial(rewrite, rule=rule, env=env))), old.loc
         if not rule(op, b, env):
             b.add(op)
     return block if same(tuple(b.ops), block.ops) else b.block(block.args)
+
+
+def branch(condition: Value, then: Builder, gives: Iterable[Value] = (), others: Iterable[Value] = (), results: tuple[Value, ...] = (),
+           otherwise: Builder | None = None, loc: Loc | None = None) -> Op:
+    """An `if`: what `then` has built, which gives these values, or what `otherwise` has, which gives the others."""
+    otherwise = otherwise or Builder(then.loc)
+    then.do("yield", *gives)
+    otherwise.do("yield", *others)
+    return Op("if", (condition,), results, {}, (then.block(), otherwise.block()), loc or then.loc)
 
 
 def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:

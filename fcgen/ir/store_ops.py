@@ -9,12 +9,13 @@ threads that wrote and a barrier.
 from __future__ import annotations
 
 from .access import Access
-from .async_ops import MOST_BOX, MOST_PARTS
+from .async_ops import MOST_BOX, check_part
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
-from .machine_ops import in_runs
+from .layout import WARPS
+from .machine_ops import check_runs
 from .memory_map import boxes_problem
-from .op_table import define, need
+from .op_table import RuleError, define, need, need_none
 from .tile_ops import check_added
 from .types import Buffer
 
@@ -24,40 +25,38 @@ MOST_AXES, ROW_BYTES = 5, 16
 DTYPES = ("f16", "bf16", "f32", "i32", "u32", "i8", "u8", "f8e4m3", "f8e5m2")
 
 
-def part_shape(buffer: Buffer, parts: int, across: bool) -> tuple[int, int]:
+def part_shape(shape: tuple[int, ...], parts: int, across: bool) -> tuple[int, int]:
     """Of one of equal parts of a staged tile, which lie below each other or, across, beside each other."""
-    rows, cols = buffer.shape
+    rows, cols = shape
     return (rows, cols // parts) if across else (rows // parts, cols)
 
 
-def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
-    """(rule, expected, got) where no bulk store can move a part of a tile, of so many rows."""
+def refusal(access: Access, buffer: Buffer, rows: int) -> RuleError | None:
+    """What is wrong where no bulk store can move a part of a tile, of so many rows."""
     tensor = access.tensor
     if tensor.dtype.name not in DTYPES:
-        return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
+        return RuleError("an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype)
     if not 2 <= len(tensor.dims) <= MOST_AXES:
-        return "a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims)
+        return RuleError("a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims))
     if not access.in_rows:
-        return "the tile runs along the tensor's last axis", "a run, or all of it", access.axes[-1].word
+        return RuleError("the tile runs along the tensor's last axis", "a run, or all of it", access.axes[-1].word)
     if buffer.layout.panel * buffer.dtype.bytes % ROW_BYTES:
-        return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
+        return RuleError(f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1])
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
-        return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
-    wrong = boxes_problem(buffer, buffer.shape[0] // rows)
-    return (wrong.rule, wrong.expected, wrong.got) if wrong else access.unbounded()
+        return RuleError(f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}")
+    return boxes_problem(buffer, buffer.shape[0] // rows) or access.unbounded()
 
 
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     buffer, parts, across = types[-1], op["parts"], op.get("across", False)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
-    rows, cols = part_shape(buffer, parts, across)
+    rows, cols = part_shape(buffer.shape, parts, across)
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
     check_added(op)
-    need(op.get("part", 0) < parts, "tma_store: one of its parts", f"below {parts}", op.get("part"))
-    wrong = refusal(Access.of(op), buffer, rows)
-    need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
+    check_part(op)
+    need_none(op.kind, refusal(Access.of(op), buffer, rows))
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
@@ -65,7 +64,7 @@ define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread 
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
        to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part.""",
        "tensor, *, slot ->", effect="write", one_dtype=True, check=_check_tma_store, phases="selected synced", index=INDEX, guard=GUARD,
-       parts=whole(1, MOST_PARTS), part=whole(0, MOST_PARTS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, reach=(1, 1, -1))
+       parts=whole(1, WARPS), part=whole(0, WARPS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, reach=(1, 1, -1))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", "->", effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
@@ -76,7 +75,7 @@ define("bulk_wait", "machine", """Wait until at most n of this thread's groups o
 def _check_stmatrix(op: Op) -> None:
     t, buffer = op.operands[0].type, op.operands[1].type
     need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
-    in_runs(buffer, ROW_BYTES, "stmatrix")
+    check_runs(buffer, ROW_BYTES, "stmatrix")
 
 
 define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies

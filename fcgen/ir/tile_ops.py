@@ -44,12 +44,13 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
     return out if out is not None else types[0]
 
 
+_TAKES: dict[str, tuple[Callable[[DType], bool], str]] = {
+    "float": (lambda d: d.is_float, "for floats"), "int": (lambda d: d.is_int, "for integers"),
+    "word": (lambda d: d in (i32, u32), "for integers of 32 bits"), "logic": (lambda d: not d.is_float, "for i1 and integers"),
+    "arith": (lambda d: d != i1, "not defined on i1"), "bits": (lambda d: d == f32, "for 32-bit floats"),
+    "from_bits": (lambda d: d == i32, "for 32-bit integers")}
 #: kind of an elementwise function -> (the dtypes that it takes, in words, which those are)
-TAKES: dict[str, tuple[Callable[[DType], bool], str, str | None]] = {
-    "float": (lambda d: d.is_float, "for floats", "f16, bf16, f32"), "int": (lambda d: d.is_int, "for integers", "i32, i64"),
-    "word": (lambda d: d in (i32, u32), "for integers of 32 bits", "i32, u32"),
-    "logic": (lambda d: not d.is_float, "for i1 and integers", "i1, i32, i64"), "arith": (lambda d: d != i1, "not defined on i1", None),
-    "bits": (lambda d: d == f32, "for 32-bit floats", "f32"), "from_bits": (lambda d: d == i32, "for 32-bit integers", "i32")}
+TAKES = {kind: (takes, what, ", ".join(name for name, d in DTYPES.items() if takes(d))) for kind, (takes, what) in _TAKES.items()}
 
 
 def infer_elementwise(name: str):
@@ -61,8 +62,8 @@ def infer_elementwise(name: str):
         dtype = types[0].dtype
         if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
-        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", None))
-        need(takes(dtype), f"{name} is {what}", expected, dtype if expected else None)
+        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", ""))
+        need(takes(dtype), f"{name} is {what}", expected, dtype)
         return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run
@@ -84,11 +85,8 @@ define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition har
        traits="elementwise")
 
 
-def _cast(types, attrs):
-    return (with_dtype(types[0], DTYPES[attrs["to"]]),)
-
-
-define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
+define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", lambda types, attrs: (with_dtype(types[0], DTYPES[attrs["to"]]),),
+       to=DTYPE, traits="elementwise")
 
 
 def _sum_blocks(types, attrs):
@@ -116,11 +114,14 @@ def _const(types, attrs):
 define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE, traits="cheap")
 
 
+def _made(dtype: DType, attrs: Mapping[str, Any]) -> tuple[Tile] | None:
+    """A tile of the shape that is given; the layout of a fragment is a free choice."""
+    return (Tile(dtype, tuple(attrs["shape"])),) if "shape" in attrs else None
+
+
 def _full(types, attrs):
     need(len(types) == 1 and isinstance(types[0], Scalar), "full takes one scalar")
-    if "shape" in attrs:
-        return (Tile(types[0].dtype, tuple(attrs["shape"])),)
-    return None
+    return _made(types[0].dtype, attrs)
 
 
 def _shaped(op: Op) -> None:
@@ -140,7 +141,7 @@ define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: att
 
 def _iota(types, attrs):
     need(not types, "iota takes no operands")
-    return (Tile(i32, tuple(attrs["shape"])),) if "shape" in attrs else None
+    return _made(i32, attrs)
 
 
 def _check_iota(op: Op) -> None:
@@ -150,10 +151,6 @@ def _check_iota(op: Op) -> None:
 
 
 define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe, traits="cheap")
-
-
-def _broadcast(types, attrs):
-    return (Tile(types[0].dtype, tuple(attrs["shape"])),) if "shape" in attrs else None
 
 
 def _check_broadcast(op: Op) -> None:
@@ -171,8 +168,8 @@ def _check_broadcast(op: Op) -> None:
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 
-define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
-       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe, traits="cheap")
+define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.",
+       lambda types, attrs: _made(types[0].dtype, attrs), check=_check_broadcast, axes=AXES, shape=SHAPE.maybe, traits="cheap")
 
 
 def _transpose(types, attrs):

@@ -191,6 +191,11 @@ class Buffer:
     slots: int = 1
 
     @property
+    def rows(self) -> int:
+        """A tile of one axis is one row."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
     def slot_bytes(self) -> int:
         """Bytes of one slot, rounded up so that every slot starts on a swizzle period (1024 B) or at least 128 B."""
         return self.layout.slot_bytes(self.shape, self.dtype.bytes)

@@ -10,7 +10,7 @@ from ..errors import FcError, Loc
 from . import kernel_rules
 from .access import check_index
 from .alignment import promised
-from .attrs import MOST
+from .attrs import MOST, RANK
 from .core import Block, Kernel, Op, Role, Value
 from .covers import covered
 from .layout import OpaqueLayout, RegLayout
@@ -25,8 +25,6 @@ from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 
 #: regions inside of regions
 NESTING = 200
-#: axes of a tile
-AXES = 8
 #: ops with rules about the kernel around them
 NAMED = having("named barrier")
 #: ops that parts of a role's warps carry out each for itself
@@ -222,8 +220,8 @@ class Verifier:
         elif isinstance(t, Tile):
             return RuleError("machine IR has no tiles without a place", "frag or smem", t)
         least = 0 if isinstance(t, Frag) else 1  # the last axis may be reduced to a fragment that is still partial
-        if isinstance(t, (Tile, Frag, Buffer)) and not (least <= len(t.shape) <= AXES and prod(t.shape) <= MOST):
-            return RuleError(f"a tile has 1 to {AXES} axes and at most {MOST} elements", got=t)
+        if isinstance(t, (Tile, Frag, Buffer)) and not (least <= len(t.shape) <= RANK and prod(t.shape) <= MOST):
+            return RuleError(f"a tile has 1 to {RANK} axes and at most {MOST} elements", got=t)
         if isinstance(t, Frag):
             return self.frag_problem(t)
         return buffer_problem(t) if isinstance(t, (Buffer, Mbarrier, Cursor)) else None

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..ir.elementwise import FNS
-from ..ir.types import DType, f32, i1, i32, i64, u32
+from ..ir.tile_ops import TAKES
+from ..ir.types import DTYPES, DType, f32, i1, i32, i64, u32
 from .handles import ARITHMETIC, Handle, Label, NotATile, label_name
-from .mistakes import HOLD
+from .mistakes import HOLD, plain
 from .trace import current, mistake
 
 #: how messages call the functions that are written as operators
@@ -28,10 +29,9 @@ def lift(x: Any, dtype: DType | None) -> Handle:
         raise x.mistaken()
     if hasattr(type(x), "lifted"):  # a captured number
         return x.lifted(dtype)  # type: ignore[no-any-return]
+    x = plain(x)
     if isinstance(x, bool):
         return Handle(current().emit("const", value=x, dtype="i1"))
-    if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
-        x = x.item()
     if not isinstance(x, (int, float)):
         hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else \
             HOLD if hasattr(x, "shape") and hasattr(x, "dtype") else None
@@ -127,24 +127,27 @@ def elementwise(name: str, *args: Any) -> Handle:
     kind = FNS[name].kind
     dtype = next((h.dtype for h in known if h.labels), known[0].dtype if known else f32 if kind == "float" else None)
     for h in known:
-        check_kind(name, h)
+        check_kind(name, h, next((k.dtype for k in known if k.dtype.is_float), None))
     handles, labels = spread(common(SYMBOLS.get(name, name), args, dtype))
     check_kind(name, handles[0])
     return Handle(current().emit(name, *[h.value for h in handles]), labels)
 
 
-def check_kind(name: str, h: Handle) -> None:
-    """Whether a function is defined for the dtype of one of its operands."""
+def check_kind(name: str, h: Handle, meets: DType | None = None) -> None:
+    """Whether a function is defined for the dtype of one of its operands. meets: the float dtype of another one."""
     kind, d, word = FNS[name].kind, h.dtype, SYMBOLS.get(name, name)
+    these = TAKES[kind][2] if kind in TAKES else ""
     if kind == "float" and not d.is_float:
-        known = {"div": "use // for integers, or .to(fc.f32)", "pow": "multiply it out, or convert: .to(fc.f32)"}
-        hint = known.get(name, "convert: .to(fc.f32)")
-        raise mistake("trace/dtype", f"{word} is for floats", expected="f16, bf16, f32", got=repr(h), hint=hint)
+        convert = f"{getattr(h, 'name', '')}.to(fc.{meets or f32})"  # of a size, as it is written
+        known = {"div": f"use // for integers, or {convert}", "pow": f"multiply it out, or convert: {convert}"}
+        hint = f"convert what is no float: {convert}" if meets else known.get(name, f"convert: {convert}")
+        raise mistake("trace/dtype", f"{word} is for floats", expected=these, got=repr(h), hint=hint)
     if kind == "int" and not d.is_int:
         known = {"floordiv": "for floats: fc.floor(a / b)", "mod": "for floats: a - b * fc.floor(a / b)"} if d.is_float else {}
-        raise mistake("trace/dtype", f"{word} is for integers", expected="i32, i64", got=repr(h), hint=known.get(name))
+        raise mistake("trace/dtype", f"{word} is for integers", expected=these, got=repr(h), hint=known.get(name))
     if (kind == "word" and d not in (i32, u32)) or (name == "abs" and not d.signed):
-        what, these = ("integers of 32 bits", "i32, u32") if kind == "word" else ("signed numbers", "i8, i32, i64, floats")
+        what = "integers of 32 bits" if kind == "word" else "signed numbers"
+        these = these if kind == "word" else ", ".join(x.name for x in DTYPES.values() if x.signed and x != i1)
         raise mistake("trace/dtype", f"{word} is for {what}", expected=these, got=repr(h), hint="convert: .to(fc.i32)")
     if kind == "logic" and d.is_float:
         raise mistake("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(h), hint="compare first: x > 0")

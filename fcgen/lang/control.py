@@ -14,8 +14,8 @@ from ..ir.rewrite import Env, substitute_block
 from ..ir.types import Scalar, i1, i32
 from .arith import lift
 from .handles import Handle, NotATile, Var
-from .mistakes import called
-from .ranges import Range, TiledSize, dim_size
+from .mistakes import called, plain
+from .ranges import Range, TiledSize, dim_size, whole_number
 from .rebinding import check_branch, check_loop, in_for_statement, snapshot
 from .tensors import Dim, RunDim
 from .trace import current, here, mistake
@@ -35,8 +35,8 @@ def tile(size: Any, block: str) -> TiledSize:
 
 
 def _as_value(n: Any) -> Any:
-    """A captured number as a scalar of the program; anything else as it is."""
-    return n.lifted(None) if hasattr(type(n), "lifted") else n
+    """A captured number as a scalar of the program, that of another library as Python's; anything else as it is."""
+    return n.lifted(None) if hasattr(type(n), "lifted") else plain(n)
 
 
 def _is_count(n: Any) -> bool:
@@ -213,10 +213,7 @@ class Loop(NotATile):
 
 
 def _bound(n: Any) -> Value:
-    x = lift(n, i32)
-    if x.labels or x.dtype != i32:
-        raise mistake("trace/dtype", "a loop counts in i32", expected="an i32 scalar or a number", got=repr(x))
-    return x.value
+    return whole_number(n, "a loop counts in i32", "trace/dtype").value
 
 
 def _live_region(live: Callable[[Any], Any], item: Callable[[Value], Any], carried: list[Var], where: Loc) -> Block:

@@ -93,7 +93,7 @@ def store(view: Any, value: Any) -> None:
 
 
 def atomic_add(view: Any, value: Any) -> None:
-    """Add a tile to what is there, atomically: programs may meet. f32 tensors."""
+    """Add a tile to what is there, atomically: programs may meet. Tensors of f16, bf16, f32, f64, i32, u32."""
     _store(view, value, {"reduce": "add"})
 
 
@@ -102,7 +102,7 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
         raise mistake("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
                       got=repr(view), hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
     t, p = current(), view.tensor._param
-    if not any(f in ("out", "inout") for f in view.tensor._flags):
+    if not view.tensor.written:
         raise mistake("trace/store", f"{p.name} is not an output", hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
@@ -268,7 +268,10 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
     more = () if acc is None else (_accumulator(acc, labels, a.dtype.computed).value,)
-    return Handle(current().emit("dot", a.value, b.value, *more), labels)
+    out = Handle(current().emit("dot", a.value, b.value, *more), labels)
+    if isinstance(inner_a, Range):
+        current().folded[out.value] = inner_a
+    return out
 
 
 def _accumulator(acc: Any, labels: tuple[Any, ...], dtype: DType) -> Handle:

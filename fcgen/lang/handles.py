@@ -65,7 +65,10 @@ class Handle(Named, Traced):
     def __init__(self, value: Value, labels: tuple[Label, ...] = ()):
         self._value: Value | None = value
         self.labels = labels
-        self.scope: Scope | None = current().scope
+        t = current()
+        self.scope: Scope | None = t.scope
+        if labels:
+            t.labels[value] = labels
 
     @property
     def value(self) -> Value:

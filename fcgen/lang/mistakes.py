@@ -30,7 +30,8 @@ OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "true
              "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
 #: what other libraries call it -> what a spec writes
 ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot", "mm": "fc.dot",
-             "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
+             "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D.to(fc.f32)", "relu": "fc.maximum(x, 0.0)",
+             "absolute": "fc.abs", "power": "x ** n",
              "softmax": "e = fc.exp(x - fc.max(x, axis=1)); e / fc.sum(e, axis=1), or fc.online_softmax tile by tile",
              "astype": "x.to(fc.f32)", "type": "x.to(fc.f32)",
              "float": "x.to(fc.f32)", "half": "x.to(fc.f16)", "bfloat16": "x.to(fc.bf16)", "int": "x.to(fc.i32)", "long": "x.to(fc.i64)",
@@ -88,6 +89,13 @@ def dtype_of(value: Any) -> DType:
         raise e.at(here()) from None
 
 
+def plain(x: Any) -> Any:
+    """A scalar of another library (np.int64(3), a tensor without axes) as the Python number that it is; anything else as it is."""
+    if isinstance(x, (Traced, int, float)) or not hasattr(x, "item"):
+        return x
+    return x.item() if getattr(x, "shape", None) == () else x
+
+
 def refuses(what: str, hint: str, code: str = "trace/usage") -> Any:
     """A method for what Python may ask of an object and a trace cannot answer."""
     def method(self: Any, *_: Any) -> Any:
@@ -107,7 +115,7 @@ class Traced:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         word = OPERATORS.get(ufunc.__name__, "")
         if method == "__call__" and word and not kwargs:
-            a, b = (x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x for x in inputs)
+            a, b = map(plain, inputs)
             mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRROR.get(word, f"r{word}"))
             if hasattr(mine, f"__{word}__"):
                 return getattr(mine, f"__{word}__")(other)

@@ -20,7 +20,9 @@ def in_parts(body: Block, folded: Mapping[Value, Range]) -> Iterator[tuple[FcWar
     made = {r: op for op in walk(body) for r in op.results}
     for value, along in folded.items():
         op = made.get(value)
-        if op is None or op.loc is None or (isinstance(along.dim, int) and along.size >= along.dim) or along._tile is None:
+        if op is None or op.kind != "reduce" or op.loc is None or along._tile is None:
+            continue
+        if isinstance(along.dim, int) and along.size >= along.dim:
             continue
         places = depending(body, along._tile, indices=True)
         if _stored(body, value, along._start, along._tile in body.args, places):

@@ -42,14 +42,19 @@ class Positions(NotATile, ABC):
         return Placed(p.range, p.shift, end if p.stop is None else elementwise("min", p.stop, end))
 
 
+def whole_number(n: Any, what: str, code: str = "trace/usage", hint: str | None = None) -> Handle:
+    """An i32 scalar of the program. what: is said of anything else."""
+    h = lift(n, i32)
+    if h.labels or h.dtype != i32:
+        raise mistake(code, what, expected="an i32 scalar or a number", got=repr(h), hint=hint)
+    return h
+
+
 def _moved(kind: str, a: Handle | None, n: Any, whose: Any) -> Handle:
     """A position in a tensor, so far from where a range begins."""
     if isinstance(n, NotATile):
         raise n.mistaken() if not isinstance(n, Positions) else whose.mistaken()
-    h = lift(n, i32)
-    if h.labels or h.dtype != i32:
-        raise mistake("trace/usage", "a range is moved, or cut off, by a whole number", expected="an i32 scalar", got=repr(h),
-                      hint="the positions of a range, as a tile, are rows.index")
+    h = whole_number(n, "a range is moved, or cut off, by a whole number", hint="the positions of a range, as a tile, are rows.index")
     return h if a is None and kind == "add" else elementwise(kind, 0 if a is None else a, h)
 
 
@@ -61,15 +66,14 @@ class Range(Positions):
     __slots__ = ("_live", "_start", "_tile", "block", "dim", "number", "scope", "size")
     PUBLIC = ("again", "index", "matters", "size", "start", "until", "valid")
 
-    count = 0
-
     def __init__(self, block: str, size: int, start: Value, dim: Extent, tile: Value | None = None):
         self.block, self.size, self.dim = block, size, dim
-        self.scope = current().scope
+        t = current()
+        self.scope = t.scope
         self._start, self._tile = start, tile
         self._live: Any = None  # of the loop that it comes from
-        Range.count += 1
-        self.number = Range.count
+        t.ranges += 1
+        self.number = t.ranges  # among those of its trace
 
     def mistaken(self) -> FcError:
         return mistake("trace/usage", "a range is not a tile", got=repr(self),
@@ -177,9 +181,7 @@ class TiledSize(NotATile):
 
     def __getitem__(self, number: Any) -> Range:
         """Block `number`, a scalar of the program."""
-        n = lift(number, i32)
-        if n.labels or n.dtype != i32:
-            raise mistake("trace/usage", "the number of a block is a whole number", expected="an i32 scalar", got=repr(n))
+        n = whole_number(number, "the number of a block is a whole number")
         return Range(self.block, self.size, elementwise("mul", n, self.size).value, self.dim, n.value)
 
     def mistaken(self) -> FcError:

@@ -20,6 +20,7 @@ from .handles import Handle
 from .mistakes import told
 from .naming import sites
 from .owners import shared_stores
+from .padding import padded
 from .partial import in_parts
 from .ranges import Range
 from .tensors import TensorParam
@@ -76,7 +77,7 @@ class Spec:
         """Tile IR for the tile sizes of a schedule, which names none in vain; and what it asks of the functions in the binding."""
         kernel, t = self._traced(tiles, binding)
         self._check_tiles(t)
-        for warning, loc in t.partial:
+        for warning, loc in t.partial():
             warnings.warn_explicit(warning, FcWarning, loc.file, loc.line)
         return kernel, t.captures.done()
 
@@ -100,7 +101,7 @@ class Spec:
     def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
         sig, held = self.signature.without(binding), self.given(binding)
         captures = Captures(held, {*sig.dims, *(p.name for p in self.signature.params)}, fixed)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding, captures)
+        t = Trace(inspect.unwrap(self.fn).__code__, tiles, captures)
         with tracing(t):
             given = dict.fromkeys((p.name for p in self.signature.params), None)
             for p in sig.params:
@@ -128,7 +129,7 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, sig, body)
-        t.partial = tuple(in_parts(body, t.folded))
+        t.partial = lambda: (*in_parts(body, t.folded), *padded(body, t.labels, t.folded, t.runs))
         for n, i in enumerate(t.ids):
             t.names.setdefault(i, f"i{n}")
         named = t.named(sites(body, t.told))

@@ -10,7 +10,7 @@ from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
 from .handles import Handle, Label, NotATile, label_name
-from .mistakes import called, refuses
+from .mistakes import called, plain, refuses
 from .ranges import Placed, Positions, Range, dim_size, extent_name
 from .trace import current, here, mistake
 
@@ -65,7 +65,7 @@ class TensorParam(NotATile):
     __iter__ = refuses("a tensor cannot be iterated over", 'for rows in fc.loop(fc.tile(X.M, "BLOCK_M")): then fc.load(X[rows])')
 
     def __getitem__(self, index: Any) -> Any:
-        index = index if isinstance(index, tuple) else (index,)
+        index = tuple(map(plain, index if isinstance(index, tuple) else (index,)))
         dims = self._param.type.dims
         if len(index) > len(dims):
             raise mistake("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index))

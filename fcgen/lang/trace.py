@@ -13,7 +13,7 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
 from typing import Any
@@ -35,11 +35,10 @@ _state = threading.local()
 
 @dataclass
 class Scope:
-    """A block being written. `outer` values made before it; handles made inside are not readable after it closes."""
+    """A block being written. Handles made inside are not readable after it closes."""
 
     builder: Builder
     kind: str
-    number: int
     parent: Scope | None
 
     def encloses(self, other: Scope | None) -> bool:
@@ -60,13 +59,10 @@ class Named:
 
 @dataclass
 class Trace:
-    """binding: dtypes, sizes and Python values given when tracing; tiles: BLOCK sizes, from the schedule; captures: what its functions
-    hold."""
+    """code: of the spec's function; tiles: BLOCK sizes, from the schedule; captures: what its functions hold."""
 
-    name: str
     code: CodeType
     tiles: Mapping[str, int]
-    binding: Mapping[str, Any]
     captures: Any
     params: list[Value] = field(default_factory=list)
     grid: list[GridAxis] = field(default_factory=list)
@@ -79,17 +75,18 @@ class Trace:
     told: dict[Value, str] = field(default_factory=dict)  # values that `fc.name` names
     given: dict[str, Loc] = field(default_factory=dict)  # its names, and where they were given
     scope: Scope = None  # type: ignore[assignment]
-    counter: int = 0
+    ranges: int = 0  # how many there are so far
     broken: Loc | None = None  # a loop that was left before its body had been traced to the end
     unused: dict[int, tuple[str, Loc]] = field(default_factory=dict)  # loops and branches that were made, and not begun
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
     runs: dict[Value, Any] = field(default_factory=dict)  # tiles of positions that are a range's own -> the range
-    folded: dict[Value, Any] = field(default_factory=dict)  # reductions -> the range that they fold
-    partial: tuple[tuple[FcWarning, Loc], ...] = ()  # what of these hangs on the tile size
+    folded: dict[Value, Any] = field(default_factory=dict)  # reductions and products -> the range that they fold
+    labels: dict[Value, tuple[Any, ...]] = field(default_factory=dict)  # of values that are tiles
+    partial: Callable[[], tuple[tuple[FcWarning, Loc], ...]] = tuple  # what of these hangs on the tile size
 
     def __post_init__(self) -> None:
-        self.scope = Scope(Builder(), "kernel", 0, None)
+        self.scope = Scope(Builder(), "kernel", None)
 
     # ---- emitting --------------------------------------------------------------------------------------------------
 
@@ -168,24 +165,16 @@ class Trace:
 
     @contextlib.contextmanager
     def block(self, kind: str) -> Iterator[Scope]:
-        self.counter += 1
         outer = self.scope
         around = list(_kinds(outer))
         if kind in MOST and around.count(kind) >= MOST[kind]:
             raise FcError("trace/usage", f"a {kind} inside {MOST[kind]} others", expected=f"at most {MOST[kind]}, one in the other",
                           loc=here(), hint="join conditions with &, and loops by counting over a product")
-        self.scope = Scope(Builder(), kind, self.counter, outer)
+        self.scope = Scope(Builder(), kind, outer)
         try:
             yield self.scope
         finally:
             self.scope = outer
-
-    def region(self, write: Any) -> Block:
-        """A region with no arguments of its own, written by a function that returns what it yields."""
-        with self.block("region") as scope:
-            values = write()
-            self.do("yield", *values)
-            return scope.builder.block()
 
 
 def _kinds(scope: Scope | None) -> Iterator[str]:

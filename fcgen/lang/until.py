@@ -48,7 +48,7 @@ def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
     """The tensor dimension that a loop's upper bound counts the tiles of, if it is one."""
     if not loop.get("tile"):
         return None
-    sizes = {op["dim"] for op in (followed(loop.operands[1:2], defs) or {}).values() if op.kind == "size"}
+    sizes = {op["dim"] for op in (followed(loop.operands[1:2], defs) or ()) if op.kind == "size"}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -58,7 +58,6 @@ class _Section:
     offset: int
     size: int
     link: int
-    nobits: bool
 
 
 def resources(cubin: bytes, log: str = "") -> dict[str, Resources]:
@@ -125,7 +124,7 @@ def _sections(elf: bytes) -> list[_Section]:
     size, count, names_at = struct.unpack_from("<HHH", elf, 58)
     raw = [struct.unpack_from("<IIQQQQIIQQ", elf, table + size * i) for i in range(count)]
     names = raw[names_at][4]
-    return [_Section(_text(elf, names + s[0]), s[4], s[5], s[6], s[1] == 8) for s in raw]
+    return [_Section(_text(elf, names + s[0]), s[4], s[5], s[6]) for s in raw]
 
 
 def _text(elf: bytes, at: int) -> str:

@@ -31,10 +31,7 @@ class DeviceInfo:
     smem_per_block: int  # the most a block can opt in to
     smem_per_sm: int
     regs_per_sm: int
-    l2_bytes: int
     memory_bytes: int
-    clock_khz: int
-    memory_clock_khz: int
     driver_version: tuple[int, int]
 
 
@@ -197,8 +194,7 @@ def device_info(ordinal: int = 0) -> DeviceInfo:
         capability=(major, minor), arch=f"sm_{major}{minor}{'a' if major >= 9 else ''}",
         sm_count=get("MULTIPROCESSOR_COUNT"), smem_per_block=get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         smem_per_sm=get("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"), regs_per_sm=get("MAX_REGISTERS_PER_MULTIPROCESSOR"),
-        l2_bytes=get("L2_CACHE_SIZE"), memory_bytes=int(check(cu.cuDeviceTotalMem(device), "reading the memory size")),
-        clock_khz=get("CLOCK_RATE"), memory_clock_khz=get("MEMORY_CLOCK_RATE"),
+        memory_bytes=int(check(cu.cuDeviceTotalMem(device), "reading the memory size")),
         driver_version=(version // 1000, version % 1000 // 10))
 
 

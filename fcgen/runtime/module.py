@@ -1,84 +1,20 @@
 """Load a cubin onto a device and launch its kernel.
 
-In: a cubin, a kernel's name, packed arguments. Out: launches. Guaranteed: the device's primary context is used, the one
-torch uses, and the caller's current context is as before afterwards; a steady launch allocates nothing per argument
-and costs a few microseconds; any number of threads may launch the same kernel.
+In: a cubin, a kernel's name, the addresses of a configuration and of arguments (`steady` writes both). Out: launches. Guaranteed: the
+device's primary context is used, the one torch uses, and the caller's current context is as before afterwards; any number of threads may
+launch the same kernel.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fcgen.errors import FcError
 from fcgen.runtime import cubin as cubin_facts
 from fcgen.runtime import driver, nvrtc
-
-#: kind of argument -> (struct code, bytes, alignment). tensormap: the 128 bytes of a TMA descriptor.
-KINDS: dict[str, tuple[str, int, int]] = {
-    "ptr": ("Q", 8, 8), "i32": ("i", 4, 4), "u32": ("I", 4, 4), "i64": ("q", 8, 8), "f32": ("f", 4, 4), "tensormap": ("128s", 128, 64),
-}
-
-
-class ArgPacker:
-    """Puts argument values where the driver reads them. Each thread has a buffer of its own, made on first use."""
-
-    def __init__(self, kinds: tuple[str, ...]):
-        self.kinds = kinds
-        self.offsets: tuple[int, ...]
-        offsets, layout, at = [], "<", 0
-        for kind in kinds:
-            if kind not in KINDS:
-                raise FcError("call/argument", "unknown kind of kernel argument", expected=", ".join(KINDS), got=kind)
-            code, size, align = KINDS[kind]
-            pad = -at % align
-            layout += f"{pad}x{code}" if pad else code
-            offsets.append(at + pad)
-            at += pad + size
-        self.offsets, self.size = tuple(offsets), at
-        self._struct = struct.Struct(layout)
-        self._local = threading.local()
-
-    def pack(self, values: Sequence[Any]) -> int:
-        """The address of an array of pointers to the values, as cuLaunchKernel takes it.
-
-        It stays valid until this thread packs again: the driver copies the values during the launch.
-        """
-        try:
-            buffer, address = self._local.slot
-        except AttributeError:
-            buffer, address = self._new_slot()
-        try:
-            self._struct.pack_into(buffer, 0, *values)
-        except (struct.error, OverflowError, TypeError) as error:
-            raise self._explain(values, error) from error
-        return address
-
-    def _new_slot(self) -> tuple[Any, int]:
-        buffer = ctypes.create_string_buffer(self.size + 64)
-        start = ctypes.addressof(buffer)
-        skip = -start % 64
-        aligned = (ctypes.c_char * self.size).from_buffer(buffer, skip)
-        pointers = (ctypes.c_void_p * max(1, len(self.kinds)))(*(start + skip + o for o in self.offsets))
-        self._local.keep = (buffer, pointers)
-        self._local.slot = (aligned, ctypes.addressof(pointers))
-        return self._local.slot
-
-    def _explain(self, values: Sequence[Any], error: Exception) -> FcError:
-        if len(values) != len(self.kinds):
-            return FcError("call/argument", "wrong number of kernel arguments", expected=len(self.kinds),
-                           got=len(values))
-        for number, (kind, value) in enumerate(zip(self.kinds, values)):
-            try:
-                struct.pack("<" + KINDS[kind][0], value)
-            except (struct.error, OverflowError, TypeError) as reason:
-                return FcError("call/argument", f"kernel argument {number} does not fit", expected=kind,
-                               got=f"{value!r} ({reason})")
-        return FcError("call/argument", "the kernel arguments cannot be packed", got=str(error))
 
 
 def _current_device() -> Callable[[], int]:
@@ -125,33 +61,14 @@ class LoadedKernel:
     def __init__(self, name: str, device: int, module: Any, function: Any, context: Any, smem_bytes: int):
         self.name, self.device, self.smem_bytes = name, device, smem_bytes
         self._module, self._function, self._context = module, function, context
-        self._cu = driver.bindings()
 
-    def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int,
-               stream: int) -> None:
-        """Launch with arguments from `ArgPacker.pack`, on a stream given as its address (0: the default stream).
-
-        Returns at once. A grid with no blocks launches nothing. Errors of an earlier kernel may show up here.
-        """
-        self.bind(grid, block, smem)(params, stream)
-
-    def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool = False) -> Callable[[int, int], None]:
-        """The launch for one grid, as a function of the arguments and the stream. pdl: the kernel may begin before those in front of it
-        have ended, and waits for them itself (programmatic stream serialization)."""
-        start = self.starter()
-        attributes, count = OVERLAP if pdl else (None, 0)
-
-        def enqueue(params: int, stream: int) -> None:
-            start(ctypes.byref(LaunchConfig(grid, block, smem, stream, attributes, count)), params)
-
-        return (lambda params, stream: None) if 0 in grid else enqueue
-
-    def starter(self) -> Callable[[Any, int], None]:
-        """The launch as a function that does as little as possible: of the address of a `LaunchConfig` and of the arguments."""
+    def starter(self) -> Callable[[int, int], None]:
+        """The launch as a function that does as little as possible: of the address of a `LaunchConfig` and that of an array of pointers to
+        the arguments. It returns at once; errors of an earlier kernel may show up here."""
         device, function, start = self.device, int(self._function), driver.native().cuLaunchKernelEx
         here = _current_device()
 
-        def enqueue(config: Any, params: int) -> None:
+        def enqueue(config: int, params: int) -> None:
             status = start(config, function, params, None) if here() == device else driver.WRONG_CONTEXT[0]
             if status in driver.WRONG_CONTEXT:  # the thread's current context is another one, or none
                 with driver.entered(self._context, "switching to the kernel's device"):
@@ -161,18 +78,8 @@ class LoadedKernel:
 
         return enqueue
 
-    def attribute(self, name: str) -> int:
-        """One of the driver's facts on the kernel: "NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES", ..."""
-        which = getattr(self._cu.CUfunction_attribute, "CU_FUNC_ATTRIBUTE_" + name)
-        return int(driver.check(self._cu.cuFuncGetAttribute(which, self._function), f"reading {name}"))
-
-    def unload(self) -> None:
-        """Give the device memory of the code back. The kernel must not be launched again."""
-        with driver.entered(self._context, "switching to the kernel's device"):
-            driver.check(self._cu.cuModuleUnload(self._module), f"unloading {self.name}")
-
-    def _refused(self, status: int, config: Any) -> None:
-        c = LaunchConfig.from_address(config) if isinstance(config, int) else config._obj
+    def _refused(self, status: int, config: int) -> None:
+        c = LaunchConfig.from_address(config)
         shape = f"grid {tuple(c.grid)}, block {tuple(c.block)}, {c.smem} bytes of shared memory"
         hint = None
         if c.smem > self.smem_bytes:

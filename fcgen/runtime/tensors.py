@@ -281,11 +281,8 @@ def _wait_for(stream: int | None, device: int) -> None:
     if stream == ours or (stream == 1 and ours == 0):
         return
     cu = driver.require()
-    driver.check(cu.cuCtxPushCurrent(driver.primary_context(device)), f"switching to device {device}")
-    try:
+    with driver.entered(driver.primary_context(device), f"switching to device {device}"):
         driver.check(cu.cuStreamSynchronize(cu.CUstream(stream)), "waiting for the producer of a tensor")
-    finally:
-        cu.cuCtxPopCurrent()
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

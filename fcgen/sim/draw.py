@@ -59,8 +59,8 @@ class Trial:
 
     def __str__(self) -> str:
         what = [f"{d}={n}" for d, n in self.sizes.items() if n != 1] + [f"{d}={n}" for d, n in self.numbers.items()]
-        where = f" in {self.blocks} block{'s' * (self.blocks > 1)}" if self.persistent else ""
-        run = f"{self.total} program{'s' * (self.total > 1)}{where}" if self.every else f"the first and the last of {self.total} programs"
+        where = f" in {self.blocks} block{'s' * (self.blocks != 1)}" if self.persistent else ""
+        run = f"{self.total} program{'s' * (self.total != 1)}{where}" if self.every else f"the first and the last of {self.total} programs"
         return f"{', '.join(what)}, {self.kind}: {run}" if what else f"{self.kind}: {run}"
 
 
@@ -204,10 +204,10 @@ class Draws:
         wide = n == WIDE and not self.persistent and self.meaning.multiples
         few = FEW[n % len(FEW)] if n % 4 and not wide else FEW[-1]
         for i, d in enumerate(plain):
-            out[d] = self.given.get(d) or few[i % len(few)]
+            out[d] = self.given.get(d, few[i % len(few)])
         for _ in plain:
             for a, b in sorted(self.meaning.multiples):
-                if a in out and b in out and a not in self.given and out[a] % out[b]:
+                if a in out and b in out and a not in self.given and out[b] and out[a] % out[b]:
                     out[a] *= out[b]
         for a, b in sorted(self.meaning.multiples) if wide else ():
             if {a, b} <= set(plain) - set(self.given):
@@ -286,7 +286,7 @@ class Draws:
 
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
-        return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
+        return max(1, min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4))
 
     def inputs(self, trial: Trial, n: int) -> dict[str, Any]:
         """The tensors and numbers of trial n."""
@@ -356,7 +356,7 @@ class Draws:
             x = np.abs(x) * (np.where(ways < 0, -0.25 * ramp, -0.02) if second else 1)
         elif kind == "shifted" and table:
             own = rng.random(shape[-2]) < (0.03 if second else 1)
-            x = x[..., np.arange(shape[-2]) * own, :] * (7 / np.sqrt(shape[-1])) ** 0.5
+            x = x[..., np.arange(shape[-2]) * own, :] * (7 / np.sqrt(max(1, shape[-1]))) ** 0.5
             x[..., :1] = 96.0
         elif kind == "distant" and shape:
             x = 16.0 * rng.integers(-1, 2, shape)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcgen.backends.cuda.names import KEYWORDS, LONGEST, Names, comment, identifier, string
+from fcgen.backends.cuda.names import KEYWORDS, LONGEST, Names, comment, identifier
 from fcgen.backends.cuda.printer import CudaSource, print_cuda
 from fcgen.backends.targets import ada, hopper
-from fcgen.errors import FcError, Loc
+from fcgen.errors import FcError
 from fcgen.ir.core import Block, Kernel, Op, Value, walk_kernel
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
@@ -113,21 +113,6 @@ def test_hostile_strings_stay_in_comments(number, arch, name):
     check(parse_kernel(print_kernel(again)), arch, name)
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_line_directives_are_strings(text):
-    k = renamed(machine("sm_89", "two_dots"), lambda kind, old: old, lambda s: text)
-    have = print_cuda(k, TARGETS["sm_89"], line_directives=True).text
-    assert [t for t in tokens(have) if not t.startswith('"')] == [
-        t for t in tokens(print_cuda(machine("sm_89", "two_dots"), TARGETS["sm_89"], line_directives=True).text) if not t.startswith('"')]
-
-
-def test_places_that_are_no_lines_get_no_directive():
-    k = machine("sm_89", "small_shapes")
-    for line in (0, 2**31, 10**30):
-        body = replace(k.body, ops=tuple(replace(o, loc=Loc("f.py", line)) for o in k.body.ops))
-        assert "#line" not in print_cuda(k.with_body(body), TARGETS["sm_89"], line_directives=True).text
-
-
 @pytest.mark.parametrize("arch", CASE)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -206,4 +191,3 @@ def test_long_names_are_cut_and_stay_apart():
 def test_escapes_hold_any_text(text):
     assert re.fullmatch(r"[A-Za-z]\w*", identifier(text), re.ASCII)
     assert tokens(f"{comment(text)}\nx") == ["x"] and len(f"{comment(text)} x".splitlines()) == 1
-    assert tokens(f"a {string(text)} x")[0::2] == ["a", "x"] and len(tokens(f"a {string(text)} x")) == 3

@@ -32,7 +32,7 @@ def test_of_files_of_one_name_the_last_folder_counts(tmp_path: Path) -> None:
 def test_its_pictures_are_there() -> None:
     for name in re.findall(r"!\[[^]]*\]\((.*?)\)", TEXT):
         assert (ROOT / "docs" / name).exists(), name
-    assert all(f"bench-{name}.svg" in TEXT for name in pictures.PICTURES)
+    assert all(f"{name}.svg" in TEXT for name in pictures.PICTURES)
 
 
 def test_the_race_is_of_36_cells() -> None:
@@ -44,4 +44,4 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pictures.main([*(str(ROOT / folder) for folder in FOLDERS), str(tmp_path)])
     for name, words in (("race", "cuDNN"), ("variants", "soft-cap"), ("backward", "deterministic"), ("gemms", "SwiGLU")):
-        assert words in (tmp_path / f"bench-{name}.svg").read_text(encoding="utf-8")
+        assert words in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")

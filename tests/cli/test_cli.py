@@ -172,6 +172,8 @@ def test_explain_knows_every_code_and_no_other() -> None:
     assert len(output("explain").splitlines()) > 20
     result = fcgen("explain", "sim/rase")
     assert result.exit_code == 1 and "did you mean sim/race?" in result.output
+    assert [line.split()[0] for line in output("explain", "cli").splitlines()] == ["cli/usage"]
+    assert output("explain", "sim") == output("explain", "sim/") and len(output("explain", "sim").splitlines()) > 9
 
 
 def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
@@ -179,7 +181,18 @@ def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
     assert output("layout", "mma_c", "16", "16", "--svg").startswith("<svg")
     output("layout", "smem", "8", "64", "--svg", str(tmp_path / "s.svg"))
     assert (tmp_path / "s.svg").read_text().startswith("<svg")
-    assert fcgen("layout", "mma_c", "10", "8").exit_code == 1
+
+
+@pytest.mark.parametrize(("name", "warps", "rows", "cols"), [
+    ("mma_c", 1, 16, 8), ("mma_c", 3, 48, 8), ("mma_a", 1, 16, 16), ("mma_a", 3, 48, 16), ("mma_b", 1, 16, 8), ("mma_b", 3, 16, 8)])
+def test_the_fragments_that_a_layout_covers_whole_are_said(name: str, warps: int, rows: int, cols: int) -> None:
+    for r, c in ((rows, cols), (2 * rows, 3 * cols)):
+        output("layout", name, str(r), str(c), "--warps", str(warps))
+    for r, c in ((3, 5), (rows, cols - 1), (rows + 1, cols), (rows // 2, cols), (rows, cols // 2)):
+        result = fcgen("layout", name, str(r), str(c), "--warps", str(warps))
+        assert result.exit_code == 1 and f"a multiple of {rows} rows and of {cols} columns" in result.output
+        hint = result.output.split("hint: fcgen ")[1].split()
+        output(*hint)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -195,11 +208,17 @@ def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
     (["run", "examples/softmax.py", "--size", "m=x"], ["cli/usage", "NAME=NUMBER"]),
     (["run", "examples/softmax.py", "--size", "k=3"], ["cli/usage", "expected: m, n"]),
     (["check", "examples/softmax.py", "--size", "Q=3"], ["cli/usage", "expected: M, N"]),
-    (["check", "examples/softmax.py", "--size", "M=0"], ["cli/usage", "from 1 on"]),
+    (["check", "examples/softmax.py", "--size", "M=-1"], ["cli/usage", "from 0 on"]),
     (["run", "examples/softmax.py", "--simulate", "--size", "M=9223372036854775807"], ["cli/usage", "not the memory"]),
     (["build", "examples/softmax.py", "--no-check", "--out", "README.md/x"], ["file/missing", "cannot write"]),
-    (["dump", SPEC, *SMALL, "--target", "sm_75"], ["compile/unsupported", "sm_89"]),
-    (["dump", SPEC, "--target", "sm_89", "--set", "T=f16"], ["trace/static"]),
+    (["dump", SPEC, *SMALL, "--target", "sm_75"], ["compile/unsupported", "sm_89", "oldest target is sm_80"]),
+    (["dump", SPEC, *SMALL, "--target", "sm_100"], ["compile/unsupported", "newest target is sm_90a", "Blackwell"]),
+    (["dump", SPEC, *SMALL, "--target", "sm_98"], ["compile/unsupported", "newest target is sm_90a"]),
+    (["dump", SPEC, *SMALL, "--target", "sm89"], ["compile/unsupported", "did you mean sm_89?"]),
+    (["dump", SPEC], ["trace/static", "hint: --set T=f16"]),
+    (["dump", SPEC, *SMALL[:-1], "stages=2"], ["trace/static", 'hint: --schedule "tiles={BLOCK_M: 64, ...}"']),
+    (["dump", SPEC, "--target", "sm_89", "--set", "T=f16", *SMALL[-2:]], ["trace/static", "bind it: --set D=64"]),
+    (["dump", SPEC, *SMALL[:-1], f"{SMALL[-1]}, copy=tma", "--target", "sm_89"], ['--schedule "copy=cp_async, math=mma", or --target sm_90a']),
     (["dump", SPEC, *SMALL, "--target", "sm_89", "--set", "Z=3"], ["trace/static", "Z"]),
     (["dump", SPEC, "--target", "sm_89", "--schedule", "tile={A: 1}"], ["did you mean tiles?"]),
     (["dump", SPEC, *SMALL[:-1], "tiles={BLOCK_M: 64, BLOCK_N: 32}, warps=3", "--target", "sm_89"], ["compile/schedule", "warps"])],
@@ -276,3 +295,14 @@ def test_the_readme_shows_what_the_errors_say(tmp_path: Path, monkeypatch: pytes
     result = fcgen("check", str(edited))
     said = [" ".join(line.split()) for line in result.output.replace(f"{tmp_path}{os.sep}", "").splitlines()]
     assert result.exit_code == 1 and len(said) > 5 and [line for line in said if line not in shown] == []
+
+
+@pytest.mark.parametrize("size", ["M", "N"])
+def test_a_size_may_be_zero(size: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.chdir(ROOT)
+    text = output("check", "examples/gemm.py", "--target", "sm_89", "--size", f"{size}=0")
+    assert "no race" in text and f"{size}=0" in text and "0 programs" in text
+    assert "C [" in output("run", "examples/gemm.py", "--simulate", "--target", "sm_89", "--size", f"{size.lower()}=0")
+    assert not recwarn.list
+    result = fcgen("run", "examples/softmax.py", "--simulate", "--target", "sm_89", "--size", "n=0")
+    assert result.exit_code == 1 and "takes no empty tensors" in result.output

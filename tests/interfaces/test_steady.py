@@ -143,7 +143,7 @@ def test_a_call_that_trains_and_is_known_launches_what_the_slow_way_would(launch
 
     first = run(given[0])
     with monkeypatch.context() as patch:
-        patch.setattr(trained, "call_of", lambda *_: pytest.fail("the slow way"))
+        patch.setattr(forward, "_training_call", lambda *_, **__: pytest.fail("the slow way"))
         patch.setattr(forward, "_checked", lambda *_: pytest.fail("the slow way"))
         known = run(given[1])
     trained._passes.clear()
@@ -156,8 +156,8 @@ def test_a_call_that_trains_is_looked_at_where_something_else_is_asked_for(launc
     q, k, v = (x.requires_grad_() for x in tensors())
     fcgen.attention(q, k, v)
     odd = torch.zeros(k.numel() + 1).half()[1:].view_as(k).requires_grad_()  # begins on no multiple of 16 bytes
-    looked, call_of = [], trained.call_of
-    monkeypatch.setattr(trained, "call_of", lambda *xs, **more: looked.append(1) or call_of(*xs, **more))
+    looked, call_of = [], forward._training_call
+    monkeypatch.setattr(forward, "_training_call", lambda *xs, **more: looked.append(1) or call_of(*xs, **more))
     others = [((q, k, v), {"causal": "top_left"}), ((q, k, v), {"scale": 0.5}), ((q.detach(), k, v), {}), ((q, odd, v), {}), ((q[:, :, :30], k, v), {}),
               ((q, k, v), {"score": lambda s, b, h, i, j: s * 2.0})]
     for n, (xs, more) in enumerate(others):

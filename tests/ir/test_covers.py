@@ -210,3 +210,22 @@ def test_what_is_read_ahead_is_not_read_where_there_is_no_iteration(where):
         assert p.simulate(**given, I=np.full(1, 100, np.int32), J=np.full(1, n, np.int32), n=n, times=times)["Y"].sum() == 0
     given["B"] = np.ones((4, 8), np.float32)
     assert p.simulate(**given, I=np.full(1, 1, np.int32), J=np.full(1, 8, np.int32), n=8, times=1)["Y"].sum() == 8 * 16 * 8 * 17
+
+
+@pytest.mark.parametrize("run", ["interpret", "simulate"])
+def test_what_a_loop_adds_to_one_place_is_there_even_if_it_has_no_iterations(run):
+    """It is added once, behind the loop."""
+    @fc.kernel
+    def spec(X: "f32[M, N]", S: "inout f32[P]", C: "inout f32[P]", *, few: "i32"):
+        (m,) = fc.grid(X.M)
+        for ns in fc.loop(fc.tile(X.N, "BN")):
+            fc.atomic_add(S[m], fc.sum(fc.load(X[m, ns])))
+            with fc.when(m < few):
+                fc.atomic_add(C[m], 1.0)
+
+    p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BN": 16}), check=False)
+    given = {"X": np.zeros((5, 0), np.float32), "few": 2}
+    with pytest.raises(FcError, match="axis 0 of argument `S` is too short") as e:
+        getattr(p, run)(**given, S=np.zeros(2, np.float32), C=np.zeros(2, np.float32))
+    assert e.value.expected.startswith("at least 5")
+    getattr(p, run)(**given, S=np.zeros(5, np.float32), C=np.zeros(5, np.float32))

@@ -110,7 +110,7 @@ def test_a_rule_broken_in_text_without_marks_points_into_the_text():
     with pytest.raises(FcError) as e:
         parse_kernel("tile kernel k\nparam %x: f32\n{\n  %y = not %x : f32\n}", "k.fcir")
     assert str(e.value).split("\n") == [
-        "[ir/verify] not is for i1 and integers", "  expected: i1, i32, i64", "  got:      f32", "  at k.fcir:4",
+        "[ir/verify] not is for i1 and integers", "  expected: i1, i8, u8, i32, u32, i64", "  got:      f32", "  at k.fcir:4",
         "    4 |   %y = not %x : f32", "      |        ^^^", "  note: in  %y = not %x : f32"]
 
 

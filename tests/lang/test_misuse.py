@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.ir.core import walk_kernel
 
 TILES = {"BM": 16, "BN": 16}
 
@@ -48,6 +50,32 @@ def test_python_logic_on_a_tile(expression: str) -> None:
         fc.store(Y[rows], eval(expression))
 
     refused(spec, "trace/python-if", "&, |, ~", marker="")
+
+
+@pytest.mark.parametrize(("at", "word"), [(-1, "0 or more"), (np.int64(-1), "0 or more"), (np.array(-2), "0 or more"), (16, "0 to 15"),
+                                          (np.int32(16), "0 to 15"), (np.bool_(True), "ranges, positions"), (np.float32(1), "ranges, positions")],
+                         ids=repr)
+def test_positions_outside_of_a_tensor_whoever_counts_them(at: Any, word: str) -> None:
+    def spec(X: "f32[M, D]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        fc.store(Y[rows], fc.load(X[rows, at]))  # here
+
+    refused(spec, "trace/usage", word)
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    def spec(number: Any, flag: Any) -> Any:
+        def body(X: "f32[M, D]", Y: "out f32[M]"):
+            (rows,) = fc.grid(fc.tile(X.M, "BM"))
+            v = fc.var(fc.zeros(rows))
+            for _ in fc.loop(number):
+                v <<= v + fc.load(X[rows, number])
+            fc.store(Y[rows], fc.where(flag, v, 0.0))
+
+        return trace(fc.kernel(body))
+
+    bare = lambda kernel: [str(op.kind) + str(op.attrs) for op in walk_kernel(kernel)]
+    assert bare(spec(np.int64(3), np.bool_(True))) == bare(spec(3, True))
 
 
 def test_shapes_that_do_not_share_axes() -> None:
@@ -242,3 +270,16 @@ def test_tiles_are_not_python_numbers(expression: str) -> None:
         fc.store(Y[rows], x)
 
     refused(spec, "trace/usage", marker="")
+
+
+@pytest.mark.parametrize(("dtype", "expression", "hint"), [
+    ("f32", "x / X.M", "M.to(fc.f32)"), ("f64", "x / X.M", "M.to(fc.f64)"), ("f16", "X.M / x", "M.to(fc.f16)"),
+    ("f32", "x ** X.M", "M.to(fc.f32)"), ("i32", "x / X.M", "use // for integers"), ("i32", "fc.exp(x)", "convert: .to(fc.f32)")])
+def test_an_integer_where_floats_are_needed(dtype: str, expression: str, hint: str) -> None:
+    def spec(X: "T[M, D]", Y: "out T[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows])
+        fc.store(Y[rows], eval(expression))
+
+    e = refused(spec, "trace/dtype", hint, marker="", T=getattr(fc, dtype))
+    assert dtype not in ("f16", "f64") or dtype in e.expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -160,3 +161,17 @@ def test_room_is_made_and_what_has_none_is_told() -> None:
     with pytest.raises(ZeroDivisionError):
         with_room(lambda: 1 // 0, 500)
     assert with_room(lambda: with_room(lambda: 5, 500), 500) == 5
+
+
+def test_where_no_thread_can_begin_it_is_said_and_those_of_others_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    limit, size = sys.getrecursionlimit(), threading.stack_size()
+    try:
+        with pytest.raises(fc.FcError, match="no room for a program of so many operations"):
+            with_room(lambda: 5, 5000)
+        assert (sys.getrecursionlimit(), threading.stack_size()) == (limit, size)
+    finally:
+        threading.stack_size(size)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.core import walk
 from fcgen.ir.parse import parse_kernel
+from fcgen.kernels.attention import attention
 from fcgen.passes import run_passes
 
 
@@ -50,3 +52,16 @@ def test_tiles_that_are_larger_than_a_bulk_copy_come_in_several() -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((n, 64)).astype(np.float16) for n in (400, 40))
     assert np.abs(p.simulate(A=a, B=b)["C"] - a.astype(float) @ b.astype(float).T).max() < 1e-2
+
+
+@pytest.mark.parametrize(("target", "fields"), [("sm_89", {"warps": 4}), ("sm_90a", {"warps": 12, "math": "wgmma", "copy": "tma"}),
+                                                ("sm_90a", {"warps": 8, "math": "wgmma", "copy": "tma", "own_rows": False})])
+def test_ranges_of_groups_of_warps_hang_on_no_other_schedule(target, fields):
+    """IR in which two groups have their own ranges is lowered for another number of them."""
+    tiles = {"BLOCK_M": 384, "BLOCK_N": 64}
+    traced = attention.trace(tiles, T=fc.f16, D=64, E=64, mask="causal_bottom_right", LSE=None)
+    hopper = fc.Schedule(warps=8, math="wgmma", copy="tma")
+    text = str(run_passes(traced, hopper, compiler.target("sm_90a"), stop_after="split_loops"))
+    assert "narrow" in text and "row_part {parts = 2}" in text
+    out = run_passes(parse_kernel(text), fc.Schedule(**fields), compiler.target(target), stop_after="place")
+    assert {op["parts"] for op in walk(out.body) if op.kind == "row_part"} <= {fields["warps"] // 4 if fields.get("own_rows", True) else 1}

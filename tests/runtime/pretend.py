@@ -12,7 +12,7 @@ import types
 from fcgen.runtime import counters, driver, module, tensors
 
 KIB = 1024
-INFO = driver.DeviceInfo(0, "pretend H200", (9, 0), "sm_90a", 132, 227 * KIB, 228 * KIB, 65536, 50 << 20, 140 << 30, 1, 1, (13, 0))
+INFO = driver.DeviceInfo(0, "pretend H200", (9, 0), "sm_90a", 132, 227 * KIB, 228 * KIB, 65536, 140 << 30, (13, 0))
 
 
 class Words(type):

@@ -83,6 +83,40 @@ def test_a_call_of_the_spec_compiles_nothing_for_another_number(world: World, mo
     assert len(captured._families) == 5
 
 
+class Emptied(dict):  # type: ignore[type-arg]
+    """A table that another thread empties whenever something came in."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.clear()
+
+    def setdefault(self, key: Any, value: Any = None) -> Any:
+        return value
+
+
+def test_a_program_is_found_whatever_other_threads_do_to_tables_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "_shared", Emptied())
+    monkeypatch.setattr(captured, "_families", Emptied())
+    monkeypatch.setattr(captured, "_EACH", 1)
+    n = 3
+    family = mapped.compile(target="sm_90", schedule=SCHEDULE, D=16, f=lambda x, i: x * n).family
+    made = family._made
+
+    def disturbed(given: Any) -> Any:
+        entry = made(given)
+        family.__class__ = Forgetful
+        return entry
+
+    class Forgetful(captured.Family):
+        """Of which another thread finds programs at the same time, and keeps those instead."""
+
+        _known = property(lambda self: (), lambda self, known: None)  # type: ignore[assignment]
+
+    monkeypatch.setattr(family, "_made", disturbed)
+    f = lambda x, i: x * (n + 0)
+    program, values, bind = family.bound({"f": f})
+    assert bind(f) == (3,) == tuple(values.values()) and family.entry({"f": f})[1].name == program.name
+
+
 @pytest.mark.parametrize(("bias", "word"), [
     (np.zeros((4, 200), np.float32), "on the CPU"), (Tensor((4, 200), F32, device="cuda:1"), "cuda:1"),
     (Tensor((4, 200), F32, strides=(1, 4)), "not contiguous")], ids=["host", "device", "strides"])

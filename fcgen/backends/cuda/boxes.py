@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...ir.access import CUT, Access
 from .emit import Emitter
-from .expr import nonneg
+from .expr import choose, nonneg
 from .memory import end_of
 from .text import ZERO, X, add, binary
 
@@ -26,7 +26,7 @@ class Boxes:
                 end, first = end_of(em, a), self.at[d]
                 x = add(binary("-", X(str(CUT)), end), first)
                 if not nonneg(em, a.start):  # no map can begin in front of the tensor and end at a limit: such a tile is all outside
-                    x = X(f"{first} < 0 ? {CUT} : {x}", 10, x.depth)
+                    x = choose(binary("<", first, ZERO), X(str(CUT)), x)
                 self.cut, self.at[d], self.outer = d, em.hoist("int", "from_end", x), [X(str(CUT)), end]
         if len(self.at) == 1:  # no map has one axis
             self.outer = [*self.outer, ZERO]

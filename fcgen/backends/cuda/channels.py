@@ -16,7 +16,7 @@ from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
 from .flow import carry_in, carry_out, emit_block, move
-from .text import ZERO, X, add, binary, mul
+from .text import ADD, ZERO, X, add, binary, div, mul
 
 ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
@@ -51,7 +51,7 @@ def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0, part: X = ZERO, 
     base = add(em.buffer_base(bars), mul(part, 8 * bars.type.slots // parts)) if parts > 1 else em.buffer_base(bars)
     if lag and slot:
         slot = f"({slot} == 0 ? {bars.type.slots - 1} : {slot} - 1)"
-    return X(f"{base} + {slot} * 8", 70, em.depth) if slot else base
+    return X(f"{base} + {slot} * 8", ADD, em.depth) if slot else base
 
 
 def part_of(em: Emitter, op: Op) -> X:
@@ -59,7 +59,7 @@ def part_of(em: Emitter, op: Op) -> X:
     parts = op.get("parts", 1)
     if parts == 1 or op.get("part") is not None:
         return X(str(op.get("part") or 0))
-    return X(f"warp / {em.kernel.warps // parts}", 80)
+    return div(X("warp"), em.kernel.warps // parts)
 
 
 def _part(em: Emitter, op: Op) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _turn(em: Emitter, op: Op) -> None:
     """A group waits at its own barrier, and arrives at that of the next one."""
     takes = op.kind == "token_take"
     whose = "warp / 4" if takes else f"(warp / 4 + 1) % {em.kernel.warps // 4}"
-    turn = em.hoist("int", "my_turn" if takes else "next_turn", X(f"{op['id']} + {whose}", 70))
+    turn = em.hoist("int", "my_turn" if takes else "next_turn", X(f"{op['id']} + {whose}", ADD))
     em.w.line(f"{em.fn('bar_sync' if takes else 'bar_arrive')}({turn}, 256);")
 
 
@@ -170,20 +170,19 @@ def _block(em: Emitter, op: Op) -> None:
 
 @emits("row_part")
 def _row_part(em: Emitter, op: Op) -> None:
-    warps = em.kernel.warps // op["parts"]
-    em.scalars[op.result] = X(f"warp / {warps}", 80) if op["parts"] > 1 else ZERO
+    em.scalars[op.result] = part_of(em, op)
     em.nonneg.add(op.result)
 
 
 @emits("claim")
 def _claim(em: Emitter, op: Op) -> None:
     em.counter = True
-    name = em.names(op.result.name, "next")
+    name, claimed = em.names(op.result.name, "next"), "atomicAdd(counter, 1) + int(gridDim.x);  // the next tile that no block has taken"
     if em.one_thread:
-        em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+        em.w.line(f"const int {name} = {claimed}")
     else:  # the others hear of it
         em.w.line(f"int {name} = 0;")
-        em.w.line(f"{ONE}{name} = atomicAdd(counter, 1) + int(gridDim.x);")
+        em.w.line(f"{ONE}{name} = {claimed}")
     em.scalars[op.result] = X(name, depth=em.depth)
     em.nonneg.add(op.result)
 
@@ -201,6 +200,7 @@ def _claim_done(em: Emitter, op: Op) -> None:
 @emits("post")
 def _post(em: Emitter, op: Op) -> None:
     *values, slot = op.operands
+    em.w.line("// told to the other roles" if em.one_thread else "// told to the other warps")
     for n, v in enumerate(values):
         em.w.line(f"{'' if em.one_thread else ONE}{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
 

@@ -21,7 +21,7 @@ from ...ir.target import Instr, Target
 from ...ir.types import Buffer, Frag, Pending, Tensor
 from .names import Names, comment
 from .plan import Plan, make_plan
-from .text import FOLDED, MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, register_type
+from .text import ADD, AND, FOLDED, MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, div, register_type
 from .words import wished
 
 
@@ -33,14 +33,6 @@ class Frame:
     before: Segment | None = None
     cache: dict[tuple[str, str], X] = field(default_factory=dict)
     spent: set[tuple[str, str]] = field(default_factory=set)
-
-
-@dataclass
-class Unrolled:
-    """The index of an expanded loop: its name and the values it takes."""
-
-    name: str
-    values: list[int]
 
 
 CALLED = re.compile(r"\b\w+(?=\()")
@@ -56,7 +48,7 @@ class Emitter:
         self.scalars: dict[Value, X] = {}
         self.arrays: dict[Value, str] = {}       # root -> array name
         self.frames: list[Frame] = [Frame()]
-        self.unrolled: dict[Value, Unrolled] = {}
+        self.unrolled: dict[Value, int] = {}  # index of an expanded loop -> where that ends
         self.used: dict[str, Instr] = {}  # device functions to print
         self.helpers, self.tables = dict[str, str](), dict[bytes, str]()  # index helper name -> definition, index table -> helper name
         self.shared: dict[tuple[object, str], str] = {}  # what means the same in each role -> its name
@@ -77,7 +69,6 @@ class Emitter:
         self.one_thread = False   # the role is a single thread
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
         self.counter = False
-        self.branch: dict[Value, Op] = {}
         self.folded: dict[Value, int | None] = {}
 
     @cached_property
@@ -257,17 +248,24 @@ class Emitter:
         if not over:
             row = [self.fold(v) for v in vs]
             return None if any(x is None for x in row) else (ZERO, np.array([row], dtype=np.int64).reshape(1, len(vs)))
-        u = self.unrolled[over[0]]
-        top = max(u.values) + 1
+        top = self.unrolled[over[0]]
         rows = [[self.fold(v, {over[0]: n}) for v in vs] for n in range(top)]
         if any(x is None for r in rows for x in r):
             return None
-        return X(u.name, depth=self.scalars[over[0]].depth), np.array(rows, dtype=np.int64).reshape(top, len(vs))
+        return self.scalars[over[0]], np.array(rows, dtype=np.int64).reshape(top, len(vs))
+
+    def expanded(self, op: Op, values: list[Value]) -> tuple[X, np.ndarray]:
+        """As `static`, of positions that the op needs as numbers."""
+        known = self.static(values)
+        if known is None:
+            raise FcError("compile/unsupported", f"{op.kind}: the position is not known when the loop is expanded", loc=op.loc,
+                          hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
+        return known
 
     def buffer_base(self, ring: Value) -> X:
         """The ring's first byte as a shared-memory address."""
         wish = f"{self.ring_name[ring]}_smem" if isinstance(ring.type, Buffer) else self.ring_name[ring]
-        return self.hoist("uint32_t", wish, X(f"smem_base + {self.offset(ring)}", 70))
+        return self.hoist("uint32_t", wish, X(f"smem_base + {self.offset(ring)}", ADD))
 
     def offset(self, ring: Value) -> str:
         """The constant that says where the ring begins."""
@@ -359,13 +357,12 @@ class Emitter:
             name, at = ("lane" if unit == "l" else "warp"), 1
             for f in sorted((f for a in layout.axes for f in a if f.unit == unit), key=lambda f: f.stride):
                 if f.stride > at:
-                    part = X(name) if at == 1 else X(f"{name} / {at}", 80)
-                    terms.append(f"{part} % {f.stride // at} == 0")
+                    terms.append(f"{div(X(name), at)} % {f.stride // at} == 0")
                 at = max(at, f.stride * f.size)
             if at < limit:
                 terms.append(f"{name} == 0" if at == 1 else f"{name} < {at}")
         self._check_writers(layout, terms, loc)
-        return X(" && ".join(terms), 30) if terms else None
+        return X(" && ".join(terms), AND) if terms else None
 
     def _check_writers(self, layout: RegLayout, terms: list[str], loc: Loc | None) -> None:
         lane, warp = np.meshgrid(np.arange(LANES), np.arange(self.kernel.warps))

@@ -15,11 +15,10 @@ import numpy as np
 from ...errors import FcError
 from ...ir.core import Op, Value
 from ...ir.elementwise import FNS, to_dtype
-from ...ir.layout import OpaqueLayout
 from ...ir.types import DType, Frag, Scalar
-from .emit import EMIT, Emitter, emits
+from .emit import Emitter, emits
 from .spread import GAINS, broadcast_map, spread
-from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
+from .text import AND, ATOM, CTYPES, EQUAL, MUL, OR, TERNARY, UNARY, ZERO, X, add, binary, call, every, inside, literal
 from .words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
@@ -37,15 +36,14 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
     fn = FNS[name]
     depth = max(a.depth for a in args)
     if name == "neg":
-        return X(f"-{args[0].within(UNARY + 1)}", UNARY, depth)
+        return X(f"-{args[0].within(ATOM)}", UNARY, depth)
     if name in ("bits", "from_bits"):
         return call("__float_as_int" if name == "bits" else "__int_as_float", *args)
     if name == "not":
         return X(f"{'!' if dtype.name == 'i1' else '~'}{args[0].within(UNARY)}", UNARY, depth)
     if fn.kind == "logic" and dtype.name == "i1" and name in ("and", "or"):
-        op = "&&" if name == "and" else "||"
-        return X(f"{args[0].within(UNARY if op == '||' else 45)} {op} {args[1].within(UNARY if op == '||' else 45)}",
-                 30 if op == "&&" else 20, depth)
+        op, prec, least = ("&&", AND, EQUAL) if name == "and" else ("||", OR, UNARY)
+        return X(f"{args[0].within(least)} {op} {args[1].within(least)}", prec, depth)
     if name in ("shl", "shr") and not (args[1].text.rstrip("uL").isdigit() and int(args[1].text.rstrip("uL")) < dtype.computed.bits):
         return call(em.fn(f"{name}_{dtype.computed.name}"), *args)
     if fn.symbol and not (name == "div" and dtype.name != "f64"):
@@ -63,7 +61,7 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
         if name == "rcp":
             return binary("/", X("1.0"), args[0])
         if name == "sigmoid":
-            return X(f"1.0 / (1.0 + exp(-{args[0].within(UNARY + 1)}))", 80, depth)
+            return X(f"1.0 / (1.0 + exp(-{args[0].within(ATOM)}))", MUL, depth)
         return call(_LIBM64.get(name, name), *args)
     if name == "exp":
         return call(em.fn("exp2_approx"), binary("*", args[0], literal(math.log2(math.e), dtype)))
@@ -83,7 +81,7 @@ def cast(x: X, src: DType, dst: DType) -> X:
     if a == b:
         return x
     if dst.name == "i1":
-        return binary("!=", x, X("0"))
+        return binary("!=", x, ZERO)
     return call("static_cast<long long>" if b == "long long" else b, x)
 
 
@@ -122,7 +120,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
     users = em.plan.users.get(v, [])
     if inline is None:
         same = len(users) == 1 and users[0][1] is em.plan.home[v] and users[0][0].kind not in ("for", "yield", "if")
-        inline = (x.prec == 100 and "(" not in x.text and "[" not in x.text) or (same and len(x.text) <= 40)
+        inline = (x.prec == ATOM and "(" not in x.text and "[" not in x.text) or (same and len(x.text) <= 40)
     if inline:
         em.scalars[v] = x
         return
@@ -148,16 +146,7 @@ def _size(em: Emitter, op: Op) -> None:
     em.scalars[op.result] = em.size(op["dim"])
 
 
-@emits(*FNS, "select", "cast", "iota", "full", "broadcast")
-def _pointwise(em: Emitter, op: Op) -> None:
-    if isinstance(op.result.type, Scalar):
-        args = [em.scalar(o) for o in op.operands]
-        define_scalar(em, op, rounded(em, _apply_op(em, op, args), op.result.type.dtype))
-    elif op.result not in em.plan.fused:
-        EMIT["materialise"](em, op)
-
-
-def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
+def apply_op(em: Emitter, op: Op, args: list[X]) -> X:
     if op.kind == "select":
         return choose(*args)
     if op.kind == "cast":
@@ -197,13 +186,21 @@ def _has_both_halves(em: Emitter, op: Op) -> bool:
 # ---- one register of a fragment --------------------------------------------------------------------------------------
 
 
+#: axes of what is broadcast -> what runs along them
+_ALONG: dict[tuple[int, ...], str] = {(0,): "row", (1,): "col"}
+
+
+def _position(v: Value, along: tuple[int, ...] | None) -> str:
+    return v.name or _ALONG.get(along or (), "pos")
+
+
 class Registers:
     """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the
     loop's body (`lines`)."""
 
     def __init__(self, em: Emitter, i: X, lines: list[str], domain: str = "tile"):
         self.em, self.i, self.lines, self.domain = em, i, lines, domain
-        self.hint = ""
+        self.along: tuple[int, ...] | None = None  # axes of what is broadcast, within one
         self.known: dict[tuple[Value, bytes], X] = {}
 
     def value(self, v: Value, table: np.ndarray, final: bool = False) -> X:
@@ -223,14 +220,13 @@ class Registers:
         if op.kind == "full":
             return em.scalar(op.operands[0])
         if op.kind == "iota":
-            layout = t.layout
-            base = em.thread_part(layout, 0, f"{v.name or 'pos'}0")
+            layout, word = t.layout, _position(v, self.along)
             regs = np.asarray(layout.part(0, "r", np.arange(layout.regs)))[table]
-            return add(base, em.form(regs, self.i, f"{v.name or 'pos'}_at"))
+            return add(em.thread_part(layout, 0, f"{word}0"), em.form(regs, self.i, f"{word}_at"))
         if op.kind == "broadcast":
-            outer, self.hint = self.hint, {(0,): "row_", (1,): "col_"}.get(tuple(op["axes"]), "at_") + self.domain
+            outer, self.along = self.along, tuple(op["axes"])
             x = self.value(op.operands[0], broadcast_map(op)[table])
-            self.hint = outer
+            self.along = outer
             return x
         if op.kind in ("lt", "le", "gt", "ge") and (sides := self.against_position(op, table)) is not None:
             return binary(FNS[op.kind].symbol, *sides)
@@ -244,7 +240,7 @@ class Registers:
             args = [self.value(o, table) for o in op.operands[op.kind == "gather":]]
             if op.kind == "select" and len(t.shape) == 2:
                 args[1:] = [self.before(a, o) for a, o in zip(args[1:], op.operands[1:])]
-            x = gathered(em, op, args) if op.kind == "gather" else _apply_op(em, op, args)
+            x = gathered(em, op, args) if op.kind == "gather" else apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
@@ -287,14 +283,15 @@ class Registers:
             return None
         layout = source.result.type.layout
         regs = np.asarray(layout.part(0, "r", np.arange(layout.regs)))[broadcast_map(step)[at]]
-        base = em.thread_part(layout, 0, f"{source.result.name or 'pos'}0")
+        word = _position(source.result, tuple(step["axes"]))
+        base = em.thread_part(layout, 0, f"{word}0")
         bound = self.value(y, table)
-        return em.form(regs, self.i, f"{source.result.name or 'pos'}_at"), binary("-", bound, base)
+        return em.form(regs, self.i, f"{word}_at"), binary("-", bound, base)
 
     def load(self, v: Value, table: np.ndarray) -> X:
         """Register of a stored fragment, or of a view into one."""
         em = self.em
-        base, at = view_index(em, v, table, self.i, self.hint)
+        base, at = view_index(em, v, table, self.i, "" if self.along is None else f"{_ALONG.get(self.along, 'at')}_{self.domain}")
         name, t = em.array(base), base.type
         if t.dtype.per_register > 1:
             return call(em.fn(f"at_{t.dtype.name}"), name, at)
@@ -317,18 +314,14 @@ def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -
         raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout,
                       loc=op.loc)
     first = em.form(parts[:, 0] - parts[0, 0], over, f"part_{em.array(base)}")
-    return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else X("0")
+    return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else ZERO
 
 
 def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
     """(index, int [trips, registers]): for each value of the enclosing expanded loop's index, the register of the *stored*
     fragment that holds each register of the slice. Found by comparing coordinates in every warp and lane."""
     src, out = op.operands[0], op.result.type
-    known = em.static([op.operands[1]])
-    if known is None:
-        raise FcError("compile/unsupported", "slice: the position is not known when the loop is expanded", loc=op.loc,
-                      hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
-    over, firsts = known
+    over, firsts = em.expanded(op, [op.operands[1]])
     inner = np.arange(src.type.layout.regs)[None]
     maker = em.plan.maker.get(src)
     if maker is not None and maker.kind == "slice":
@@ -352,22 +345,19 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
     return over, np.array(rows)
 
 
-def is_opaque(v: Value) -> bool:
-    return isinstance(v.type, Frag) and isinstance(v.type.layout, OpaqueLayout)
-
-
 def gathered(em: Emitter, op: Op, args: list[X]) -> X:
     """An element of a tensor, zero outside of it."""
-    (tensor, *positions), dtype, inside, offset = op.operands, op.result.type.dtype, [], X("0")
+    (tensor, *positions), dtype, conditions, offset = op.operands, op.result.type.dtype, list[X](), ZERO
     for axis, (p, dim) in enumerate(zip(args, tensor.type.dims)):
-        unsigned = call("unsigned", p)
-        inside.append(f"{unsigned} < {call('unsigned', em.size(dim))}" if positions[axis].type.dtype.bits == 32 else
-                      f"{p.within(60)} >= 0 && {p.within(60)} < {em.size(dim)}")
+        size = em.size(dim)
+        conditions += [inside(p, size)] if positions[axis].type.dtype.bits == 32 else [binary(">=", p, ZERO), binary("<", p, size)]
         s = em.stride(tensor, axis)
         offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
     raw = X(f"{em.pname[tensor]}[{offset}]")
     if dtype.per_register > 1:
         raw = call(em.fn(f"to_{dtype.computed.name}_{dtype.name}"), raw)
     if dtype.bits == 1:
-        raw = binary("!=", raw, X("0"))
-    return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))
+        raw = binary("!=", raw, ZERO)
+    where = every(conditions)
+    assert where is not None
+    return choose(where, raw, literal(0, dtype))

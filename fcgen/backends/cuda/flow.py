@@ -6,14 +6,13 @@ import re
 
 from ...errors import FcError
 from ...ir.core import Block, Op, Value
-from ...ir.layout import OpaqueLayout
 from ...ir.named_barriers import PARTS
 from ...ir.types import Cursor, Frag, Scalar
-from .emit import EMIT, Emitter, Unrolled, emits
+from .emit import EMIT, Emitter, emits
 from .expr import nonneg
-from .frag import evaluate_into
+from .frag import declare, evaluate_into
 from .names import comment
-from .text import CTYPES, X, binary
+from .text import CTYPES, SHIFT, UNARY, X, binary
 
 
 def emit_block(em: Emitter, block: Block) -> None:
@@ -30,11 +29,11 @@ def emit_block(em: Emitter, block: Block) -> None:
             raise e.at(op.loc) from None
 
 
-def _declare_carried(em: Emitter, op: Op, results: tuple[Value, ...]) -> None:
-    """Arrays and variables for values that a loop or a branch sets."""
-    for r in results:
+def _declare_set(em: Emitter, op: Op) -> None:
+    """Arrays for the fragments that a loop or a branch sets."""
+    for r in op.results:
         if isinstance(r.type, Frag):
-            (EMIT["opaque_declare"](em, Op("declare", (r,))) if isinstance(r.type.layout, OpaqueLayout) else em.declare(r))
+            declare(em, r)
 
 
 def move(em: Emitter, pairs: list[tuple[Value, Value]], scalar_names: dict[Value, str]) -> None:
@@ -89,7 +88,7 @@ def _for(em: Emitter, op: Op) -> None:
     lo, hi = op.operands[:2]
     index, carried = body.args[0], body.args[1:]
     em.comment([op.loc])
-    _declare_carried(em, op, op.results)
+    _declare_set(em, op)
     names = carry_in(em, carried, op.operands[2:])
     move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
     a, b = em.fold(lo), em.fold(hi)
@@ -97,8 +96,6 @@ def _for(em: Emitter, op: Op) -> None:
     if expanded and b <= a:  # type: ignore[operator]
         carry_out(em, op.results, carried, names)
         return
-    if op.get("part"):
-        em.w.line(comment(f"{op['part']} part of the range"))
     x, y = em.scalar(lo), em.scalar(hi)
     last_index = str(b - 1) if b is not None else binary("-", y, X("1"))
 
@@ -107,14 +104,15 @@ def _for(em: Emitter, op: Op) -> None:
     def head() -> list[str]:
         nonlocal var
         var = em.names(index.name, "n")
-        pragma = "#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}"
+        lines = [comment(f"{op['part']} part of the range")] if op.get("part") else []
+        lines.append("#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}")
         if op.get("descending"):
-            return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
-        return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]
+            return [*lines, f"for (int {var} = {last_index}; {var} >= {x.within(SHIFT)}; --{var}) {{"]
+        return [*lines, f"for (int {var} = {x}; {var} < {y.within(SHIFT)}; ++{var}) {{"]
 
     em.open(head)
     if expanded:
-        em.unrolled[index] = Unrolled(var, list(range(a, b)))  # type: ignore[arg-type]
+        em.unrolled[index] = b  # type: ignore[assignment]
     em.scalars[index] = X(var, depth=em.depth)
     if nonneg(em, lo):
         em.nonneg.add(index)
@@ -154,7 +152,7 @@ def carry_out(em: Emitter, results: tuple[Value, ...], args: tuple[Value, ...], 
 @emits("if")
 def _if(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
-    _declare_carried(em, op, op.results)
+    _declare_set(em, op)
     names: dict[Value, str] = {}
     for r in op.results:
         if isinstance(r.type, Scalar):
@@ -163,7 +161,7 @@ def _if(em: Emitter, op: Op) -> None:
     then, other = op.regions
     cond = em.scalar(op.operands[0])
     if not _prints(em, op, then) and _prints(em, op, other):
-        then, other, cond = other, then, X(f"!{cond.within(90)}", 90, cond.depth)
+        then, other, cond = other, then, X(f"!{cond.within(UNARY)}", UNARY, cond.depth)
     em.open(f"if ({cond}) {{")
     _branch(em, op, then, names)
     if _prints(em, op, other):

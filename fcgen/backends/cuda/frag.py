@@ -8,13 +8,15 @@ import numpy as np
 
 from ...errors import FcError, Loc
 from ...ir.core import Op, Value
-from ...ir.elementwise import REDUCTIONS
+from ...ir.elementwise import FNS, REDUCTIONS
 from ...ir.layout import RegLayout
 from ...ir.types import Frag, Scalar
-from .emit import EMIT, Emitter, emits
-from .expr import LONG, Registers, apply, gathered, is_opaque, view_index
+from . import opaque
+from .emit import Emitter, emits
+from .expr import LONG, Registers, apply, apply_op, define_scalar, gathered, rounded, view_index
+from .opaque import is_opaque
 from .packed import Words, takes
-from .text import CTYPES, X, add, call, mul
+from .text import BITS, CTYPES, X, add, binary, call, mul
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -74,7 +76,7 @@ def members(i: X, per: int) -> list[X]:
         return [i]
     if i.text.isdigit():
         return [X(str(per * int(i.text) + k)) for k in range(per)]
-    return [add(X(f"{per} * {i}", 80), X(str(k))) for k in range(per)]
+    return [add(binary("*", X(str(per)), i), X(str(k))) for k in range(per)]
 
 
 def words(em: Emitter, n: int, per: int, word: Callable[..., list[str]]) -> None:
@@ -106,7 +108,7 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
     """Copy or compute value v into the array `name`."""
     t = v.type
     if is_opaque(v):
-        EMIT["opaque_into"](em, Op("copy", (v,), (), {"into": name}))
+        opaque.into(em, name, v)
         return
     if v not in em.plan.fused and t.dtype.per_register > 1 and em.plan.base(v) is v:
         em.w.loop(-(-t.layout.regs // t.dtype.per_register), "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
@@ -118,9 +120,14 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
         fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
 
 
+def declare(em: Emitter, v: Value) -> str:
+    """The array of a stored fragment, declared here if this is the first time it is met."""
+    return opaque.declare(em, v) if is_opaque(v) else em.declare(v)
+
+
 def put(em: Emitter, v: Value | None, into: Value) -> str:
     """The array of `into`, with v in it if there is one: copied where it does not lie there already."""
-    name = em.declare(into)
+    name = declare(em, into)
     if v is not None and (v in em.plan.fused or em.plan.root(em.plan.base(v)) is not em.plan.root(into)):
         evaluate_into(em, name, v)
     return name
@@ -159,17 +166,17 @@ def stored(em: Emitter, v: Value) -> str:
     return em.arrays[v]
 
 
-@emits("materialise")
-def _materialise(em: Emitter, op: Op) -> None:
+@emits(*FNS, "select", "cast", "iota", "full", "broadcast")
+def _pointwise(em: Emitter, op: Op) -> None:
     v = op.result
-    if v in em.delayed:
-        return
-    em.comment(locs_of(em, op))
-    if is_opaque(v):
-        EMIT["opaque"](em, op)
-        return
-    name = em.declare(v)
-    evaluate(em, name, op)
+    if isinstance(v.type, Scalar):
+        define_scalar(em, op, rounded(em, apply_op(em, op, list(map(em.scalar, op.operands))), v.type.dtype))
+    elif v not in em.plan.fused and v not in em.delayed:
+        em.comment(locs_of(em, op))
+        if is_opaque(v):
+            opaque.pointwise(em, op)
+        else:
+            evaluate(em, em.declare(v), op)
 
 
 @emits("slice", "transpose")
@@ -220,7 +227,7 @@ def _reduce(em: Emitter, op: Op) -> None:
 
     def element(at: X, lines: list[str]) -> X:
         known = at.text.isdigit()
-        x = Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
+        x = _read(em, src, at, lines)
         if known or (len(x.text) <= 40 and chains == 1) or x.text.endswith("]"):
             return x
         lines.append(f"const {ctype} value = {x};")
@@ -235,7 +242,7 @@ def _reduce(em: Emitter, op: Op) -> None:
         into = "part[i % 2]" if chains == 2 else f"{name}[{j}]"
         at = add(first, em.form(steps, X("i"), f"step_{name}"))
         if op["fn"] == "max" and dtype.name == "i32" and "vmax3" in em.target.instrs and per_row % 4 == 0:
-            return _max3(em, op, src, layout, first, steps, name, j)
+            return _max3(em, src, first, steps, name, j)
         inner: list[str] = []
         if not at.text.isidentifier():
             inner.append(f"const int e = {at};")
@@ -252,13 +259,12 @@ def _reduce(em: Emitter, op: Op) -> None:
     em.w.loop(rows, "j", row, block=chains == 2)
 
 
-def _max3(em: Emitter, op: Op, src: Value, layout: RegLayout, first: X, steps: np.ndarray, name: str, j: X) -> list[str]:
+def _max3(em: Emitter, src: Value, first: X, steps: np.ndarray, name: str, j: X) -> list[str]:
     """The largest of a row's integers, two new ones per instruction, in two chains."""
     lines: list[str] = []
 
     def element(i: str) -> X:
-        at = add(first, em.form(steps, X(i), f"step_{name}"))
-        return Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
+        return _read(em, src, add(first, em.form(steps, X(i), f"step_{name}")), lines)
 
     fn, n = em.fn("vmax3"), len(steps)
     x = [element(f"({e})" if not e.isidentifier() else e) for e in ("i", "i + 1", "i + 2", "i + 3")]
@@ -274,10 +280,10 @@ def _max3(em: Emitter, op: Op, src: Value, layout: RegLayout, first: X, steps: n
     ]
 
 
-def _domain_name(em: Emitter, v: Value) -> str:
-    base = em.plan.base(v)
-    root = em.plan.root(base)
-    return em.arrays.get(root, v.name or "tile")
+def _read(em: Emitter, v: Value, at: X, lines: list[str]) -> X:
+    """Register `at` of v, which is an expression or lies in an array; lines: what has to stand in front."""
+    domain = em.arrays.get(em.plan.root(em.plan.base(v)), v.name or "tile")
+    return Registers(em, at, lines, domain).value(v, _full(v.type))
 
 
 @emits("combine", "apart")
@@ -317,8 +323,8 @@ def _vote(em: Emitter, op: Op) -> None:
 
         def body(i: X) -> list[str]:
             lines: list[str] = []
-            x = Registers(em, i, lines, _domain_name(em, src)).value(src, _full(src.type))
-            return [*lines, f"{name} |= {x.within(40)};"]
+            x = _read(em, src, i, lines)
+            return [*lines, f"{name} |= {x.within(BITS)};"]
 
         em.w.loop(src.type.layout.regs, "i", body)
         em.w.line(f"{name} = __any_sync(0xffffffffu, {name});")

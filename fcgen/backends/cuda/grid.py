@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .emit import Emitter
-from .text import X, binary
+from .text import ADD, MUL, X, binary, div, mod, mul
 
 
 def grid(em: Emitter) -> None:
@@ -11,7 +11,9 @@ def grid(em: Emitter) -> None:
     kernel = em.kernel
     order = list(kernel.order) or list(range(len(kernel.grid)))
     users = em.plan.users
-    left = X("blockIdx.x") if kernel.cluster == 1 else X(f"blockIdx.x / {kernel.cluster}", 80)
+    left = div(X("blockIdx.x"), kernel.cluster)
+    if any(a in users for a in kernel.body.args):
+        em.w.line("// this program's place in the grid, from its block's number: the fastest axis first")
     for n, a in enumerate(order):
         axis, arg = kernel.grid[a], kernel.body.args[a]
         used, last = arg in users, n == len(order) - 1
@@ -32,9 +34,9 @@ def grid(em: Emitter) -> None:
         if used:
             x = left if last else binary("%", left, count)
             if axis.reverse:
-                x = X(f"{count} - 1 - {x.within(80)}", 70)
+                x = X(f"{count} - 1 - {x.within(MUL)}", ADD)
             if axis.cluster > 1:
-                x = binary("+", binary("*", x, X(str(axis.cluster))), X(f"blockIdx.x % {axis.cluster}", 80))
+                x = binary("+", mul(x, axis.cluster), mod(X("blockIdx.x"), axis.cluster))
             name = em.names(arg.name or axis.name)
             em.w.line(f"const int {name} = {_int(x)};")
             em.scalars[arg] = X(name)

@@ -11,10 +11,10 @@ from ...ir.core import Op, Value
 from ...ir.layout import LANES, RegLayout
 from ...ir.types import DTYPES, DType
 from .emit import Emitter, emits, memtype
-from .expr import nonneg
+from .expr import choose, nonneg
 from .frag import one_by_one, stored
 from .smem import Addresses, byte_address
-from .text import ADD, BITS, CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
+from .text import ADD, ATOM, BITS, CTYPES, MUL, ZERO, X, add, binary, call, every, inside, mul
 
 _TAGS = {d.name: "b32" if d.per_register > 1 or d.name == "u32" else d.name for d in DTYPES.values()}
 
@@ -23,7 +23,7 @@ def scaled(x: X, stride: X) -> X:
     """Elements: position times stride, in 64 bits."""
     if x.is_zero or stride.text == "1":
         return x
-    return X(f"(long long){x.within(UNARY + 1)} * {stride}", 80, x.depth)
+    return X(f"(long long){x.within(ATOM)} * {stride}", MUL, x.depth)
 
 
 def end_of(em: Emitter, axis: Axis) -> X:
@@ -32,7 +32,7 @@ def end_of(em: Emitter, axis: Axis) -> X:
     if axis.limit is None:
         return size
     most = call("min", em.scalar(axis.limit), size)
-    return em.hoist("int", "end", most if nonneg(em, axis.limit) else call("max", X("0"), most))
+    return em.hoist("int", "end", most if nonneg(em, axis.limit) else call("max", ZERO, most))
 
 
 class Rectangle:
@@ -58,7 +58,7 @@ class Rectangle:
                 self.listed.append((stored(em, axis.start), regs, stride, em.size(axis.dim)))
                 continue
             if axis.word == "element":
-                self.inside_all.append(X(f"{call('unsigned', first)} < {call('unsigned', em.size(axis.dim))}", LESS))
+                self.inside_all.append(inside(first, em.size(axis.dim)))
             if axis.along is None:
                 terms.append(scaled(first, stride))
                 continue
@@ -86,7 +86,7 @@ class Rectangle:
         rows = int(table[1] - table[0])
         if not (table == np.arange(len(table)) * rows).all():
             return None
-        return self.em.hoist("long long", f"{self.tensor.name.lower()}_step", X(f"{rows} * {stride}", 80))
+        return self.em.hoist("long long", f"{self.tensor.name.lower()}_step", binary("*", X(str(rows)), stride))
 
     def walker(self) -> X:
         """A pointer of this op's own, to be moved by `step`."""
@@ -95,7 +95,7 @@ class Rectangle:
         self.terms = [t for t in self.terms if t.depth < em.depth]
         x = self.pointer()
         for t in now:
-            x = X(f"{x} + {t.within(70)}", 70, em.depth)
+            x = add(x, t)
         name = em.names(f"{self.tensor.name.lower()}_src")
         em.w.line(f"{self.ctype} {name} = {x};")
         return X(name, depth=em.depth)
@@ -111,7 +111,7 @@ class Rectangle:
         for depth in sorted({t.depth for t in self.terms}):
             for t in self.terms:
                 if t.depth == depth:
-                    base = X(f"{base} + {t.within(70)}", 70, depth)
+                    base = add(base, t)
             wish = f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}"
             base = em.hoist(self.ctype, wish, base)
         return base
@@ -131,13 +131,12 @@ class Rectangle:
 
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
-        out = [str(x) for x in self.inside_all]
+        out = [*self.inside_all]
         for n, (at, table, size, _, _) in enumerate(self.guards):
             x = add(at, self.em.form(table, i, "at"))
-            out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")
-        out += [f"unsigned({name}[{self.em.index(table, i, 'at')}]) < {call('unsigned', end)}" for name, table, _, end in self.listed
-                if end is not None]
-        return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
+            out.append(inside(x, size) if n in self.before else binary("<", x, size))
+        out += [inside(X(f"{name}[{self.em.index(table, i, 'at')}]"), end) for name, table, _, end in self.listed if end is not None]
+        return every(out)
 
     def ragged(self) -> bool:
         """Whether a run may straddle the end of the last axis."""
@@ -148,7 +147,7 @@ class Rectangle:
         for at, table, size, _, last in self.guards:
             if last:
                 left = binary("-", size, add(at, self.em.form(table, i, "at")))
-                return call("max", X("0"), call("min", X(str(self.vec)), left))
+                return call("max", ZERO, call("min", X(str(self.vec)), left))
         return None
 
 
@@ -173,13 +172,13 @@ def _cp_async(em: Emitter, op: Op) -> None:
     def body(i: X) -> list[str]:
         at = add(src, rect.offset(i)) if step is None else src
         walk = [] if step is None else [f"{src} += {step};"]
-        inside = rect.inside(i)
-        if inside is None:
+        where = rect.inside(i)
+        if where is None:
             return [f"{em.fn(plain)}({to.address(i)}, {at});", *walk]
         count = rect.count(i) if rect.ragged() else None
         taken = mul(count, size) if count is not None else X(str(vec * size))
         # zero bytes taken: nothing is read, so the address may lie past the tensor and needs no clamp
-        return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);", *walk]
+        return [f"{em.fn(fill)}({to.address(i)}, {at}, {where} ? {taken} : 0);", *walk]
 
     with em.only(em.writer_predicate(layout, None)):  # of a tile too small for all threads: one of those with copies moves it
         em.w.loop(n, "i", body)
@@ -208,22 +207,22 @@ def _ld_global(em: Emitter, op: Op) -> None:
     rect.prepare()
     if vec == 1:
         def element(i: X) -> X:
-            at, inside = rect.offset(i), rect.inside(i)
+            at, where = rect.offset(i), rect.inside(i)
             x = X(f"{src}[{at}]")
             zero = "0.0f" if dtype.name == "f32" else "0"
-            return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
+            return x if where is None else choose(where, x, X(zero))
 
         one_by_one(em, name, layout.regs, 32 // dtype.per_register, element)
         return
 
     def body(i: X) -> list[str]:
         into, per = registers(dtype, name, i, vec)
-        inside = rect.inside(i)
+        where = rect.inside(i)
         load = f"{em.fn(f'ld_global_{_TAGS[dtype.name]}x{per}')}({into}, {add(src, rect.offset(i))});"
-        if inside is None:
+        if where is None:
             return [load]
         clear = [f"{name}[{add(mul(i, per), X(str(k)))}]" for k in range(per)]
-        return [f"{' = '.join(clear)} = 0;", f"if ({inside}) {load}"]
+        return [f"{' = '.join(clear)} = 0;", f"if ({where}) {load}"]
 
     em.w.loop(layout.regs // vec, "i", body)
 
@@ -240,7 +239,7 @@ def _st_global(em: Emitter, op: Op) -> None:
     dst = rect.pointer()
     rect.prepare()
     def body(i: X) -> list[str]:
-        inside, at = rect.inside(i), rect.offset(i)
+        where, at = rect.inside(i), rect.offset(i)
         to = add(dst, at)
         if dtype.bits < 32 and vec == 1:
             bits = f"{em.fn(_PART[dtype.bits])}({name}, {i})" if dtype.bits > 1 else f"{name}[{i}]"
@@ -252,7 +251,7 @@ def _st_global(em: Emitter, op: Op) -> None:
         else:
             into, per = registers(dtype, name, i, vec)
             text = f"{em.fn(f'st_global_{_TAGS[dtype.name]}x{per}')}({to}, {into});"
-        return [text if inside is None else f"if ({inside}) {text}"]
+        return [text if where is None else f"if ({where}) {text}"]
 
     with em.only(em.writer_predicate(layout, op.loc)):
         em.w.loop(layout.regs // vec, "i", body)

@@ -39,7 +39,7 @@ def _mma(em: Emitter, op: Op) -> None:
     warps = em.kernel.warps
     ia, ib, ic = (_instances(v.type.layout, u, warps, what, op.loc)
                   for v, u, what in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
-    _, _, kk = rec.shape
+    kk = rec.shape[2]
     depth = a.type.shape[1] // kk
     ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ib})
     part, firsts = _columns(em, op)
@@ -54,10 +54,10 @@ def _mma(em: Emitter, op: Op) -> None:
                 at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]
                 agree = (at[:, 0] == ct[:, 0]) & (bt[:, 1] == ct[:, 1]) & (at[:, 1] == bt[:, 0])
                 assert agree.all(), "the three fragments split one product over the warps"
-    em.comment([*locs_of(em, op)])
+    em.comment(locs_of(em, op))
     name = put(em, acc, op.result)
     fn = em.fn(rec.name)
-    vm, vn, vk = (X(v) if n > 1 else X("0") for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
+    vm, vn, vk = (X(v) if n > 1 else ZERO for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
 
     def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool, start: X = ZERO) -> str:
         rows, cols = table[:, 0], table[0] - table[0, 0]
@@ -89,13 +89,10 @@ def _mma(em: Emitter, op: Op) -> None:
 def _columns(em: Emitter, op: Op) -> tuple[X, list[int]]:
     """(index, first column for each of its values): which part of the accumulator an mma changes."""
     if len(op.operands) == 3:
-        return X("0"), [0]
-    known = em.static([op.operands[3]])
-    if known is None:
-        raise FcError("compile/unsupported", "mma: the column is not known when the loop is expanded", loc=op.loc,
-                      hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
+        return ZERO, [0]
+    over, firsts = em.expanded(op, [op.operands[3]])
     width = op.operands[2].type.shape[1]
-    return known[0], [int(first) for (first,) in known[1] if first < width]
+    return over, [int(first) for (first,) in firsts if first < width]
 
 
 def _view_table(em: Emitter, v: Value, regs: np.ndarray) -> tuple[X, np.ndarray]:

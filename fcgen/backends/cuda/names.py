@@ -1,4 +1,4 @@
-"""Words of the CUDA text: what people and files named becomes a C++ identifier, a comment or a string here, and nowhere else.
+"""Words of the CUDA text: what people and files named becomes a C++ identifier or a comment here, and nowhere else.
 
 While a kernel is printed, each thing that has a name is written as a *stand-in*, a word of one length that no other text holds. So what is
 printed cannot depend on how long a name is or which letters it has. When the text is whole, `Names.settle` puts names in the place of the
@@ -54,11 +54,6 @@ def comment(text: str) -> str:
         out = out[:WIDEST] + " ..."
     out = out.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")
     return f"// {out}{'.' if out.endswith(chr(92)) else ''}".rstrip()
-
-
-def string(text: str) -> str:
-    """A C++ string literal that shows the text: `#line` takes one."""
-    return '"' + "".join("\\" + c if c in '"\\' else c if c.isprintable() and c != MARK else "_" for c in text) + '"'
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from ...ir.types import DType, Scalar, f16, i8, u8
 from .emit import Emitter
 from .expr import LONG, Registers
 from .spread import broadcast_map
-from .text import X, binary, call
+from .text import UNARY, X, binary, call
 from .words import wished
 
 #: function -> the record that does it to two halves
@@ -94,7 +94,7 @@ class Words:
             return binary("&", moved, _bytes(kept)) if n else moved
         args = [self.value(o, table) for o in op.operands]
         if op.kind == "not":
-            return X(f"~{args[0].within(90)}", 90, args[0].depth)
+            return X(f"~{args[0].within(UNARY)}", UNARY, args[0].depth)
         return binary(BYTES[op.kind], *args) if dtype != f16 else call(em.fn(HALVES[op.kind]), *args)
 
     def plus(self, op: Op, table: np.ndarray) -> X | None:

@@ -15,10 +15,9 @@ from ...ir.core import Kernel, walk_kernel
 from ...ir.kernel_rules import require
 from ...ir.target import Instr, Target
 from ...ir.types import Mbarrier, Scalar, Tensor
-from . import channels, flow, frag, memory, mma, roles, scan, smem, stores, wgmma, wmma  # noqa: F401  (they register how ops print)
+from . import channels, frag, memory, mma, roles, scan, smem, stores, wgmma, wmma  # noqa: F401  (they register how ops print)
 from .emit import Emitter, memtype
-from .grid import grid
-from .names import STAND_IN, code_of, comment, identifier, string
+from .names import STAND_IN, code_of, comment, identifier
 from .roles import used_lines, words_of
 from .text import CTYPES
 
@@ -48,8 +47,8 @@ class CudaSource:
     name: str
 
 
-def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
-    """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
+def print_cuda(kernel: Kernel, target: Target) -> CudaSource:
+    """The kernel as CUDA C++."""
     require(kernel, "synced", "the CUDA printer")
     written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
     written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
@@ -58,22 +57,8 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
     else:
         em = Emitter(kernel, target)
         em.written |= written
-        start = em.w.mark()
-        roles.prepare(em)
-        if not any(op.kind == "block_index" for op in walk_kernel(kernel)):
-            grid(em)
-        flow.emit_block(em, kernel.body)
-        for t in _thread_lines(words_of(used_lines(list(em.w.root.flat())))):
-            start.line(t)
-    return _assemble(em, _params(em), line_directives)
-
-
-def _thread_lines(words: set[str]) -> list[str]:
-    """Who am I, and where is shared memory: only what the body reads."""
-    lines = {"smem_base": "const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));",
-             "warp": "const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes",
-             "lane": "const int lane = threadIdx.x % 32;"}
-    return [line for word, line in lines.items() if word in words]
+        roles.print_body(em, kernel.body)
+    return _assemble(em, _params(em))
 
 
 def _params(em: Emitter) -> tuple[ParamSpec, ...]:
@@ -111,11 +96,8 @@ def _header(em: Emitter) -> list[str]:
     out = [f"{k.name}: generated for {em.target.arch}"]
     if meta.get("schedule"):
         out.append(f"schedule: {meta['schedule']}")
-    if len(k.roles) > 1:
-        out.append(f"block:    {k.warps} warps, {k.warps * 32} threads: "
-                   + ", ".join(f"{r.name} {r.warps} warps of {r.regs} registers" for r in k.roles))
-    else:
-        out.append(f"block:    {k.warps} warps, {k.warps * 32} threads")
+    roles = ", ".join(f"{r.name} {r.warps} warps of {r.regs} registers" for r in k.roles) if len(k.roles) > 1 else ""
+    out.append(f"block:    {k.warps} warps, {k.warps * 32} threads{': ' if roles else ''}{roles}")
     for a in k.grid:
         tile = f" in tiles of {a.tile}" if a.tile != 1 else ""
         cluster = f", {a.cluster} to a cluster" if a.cluster != 1 else ""
@@ -135,20 +117,20 @@ def _offsets(em: Emitter, words: set[str]) -> list[str]:
 
 
 def _function(rec: Instr) -> list[str]:
-    signature, template = rec.signature, ""
+    signature, template = rec.signature, []
     if signature.startswith("<"):
         inner, _, signature = signature[1:].partition(">")
-        template = f"template <{inner}>\n"
-    lines = [f"// {rec.doc}", f"{template}__device__ __forceinline__ {rec.returns} {rec.name}({signature.strip()}) {{"]
-    lines += [f"    {t}" if n == 0 else t if t.startswith("    ") else f"    {t}" for n, t in enumerate(rec.body.split("\n"))]
-    return "\n".join([*lines, "}", ""]).split("\n")
+        template = [f"template <{inner}>"]
+    first, *more = rec.body.split("\n")
+    return [f"// {rec.doc}", *template, f"__device__ __forceinline__ {rec.returns} {rec.name}({signature.strip()}) {{", f"    {first}",
+            *(t if t.startswith("    ") else f"    {t}" for t in more), "}", ""]
 
 
-def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool) -> CudaSource:
+def _assemble(em: Emitter, params: tuple[ParamSpec, ...]) -> CudaSource:
     k, meta = em.kernel, em.kernel.meta
     threads = k.warps * 32
     symbol = f"{identifier(k.name, 'kernel').rstrip('_')}_{em.target.arch}"  # no function of CUDA's headers is called so
-    body = used_lines(list(em.w.root.flat()))
+    body = used_lines(em)
     words = words_of(body)
     types = "".join(r.signature + r.returns for r in em.used.values())
     before = [f"#include <{h}>" for h in em.headers] + (["using namespace nvcuda;", ""] if em.headers else [])
@@ -180,31 +162,15 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
     lines += [(named(t), None) for t in [*helpers, bounds, *_wrapped(f"{symbol}(", list(map(named, args))), *shared]]
     lines += [(f"{'    ' * indent}{named(t)}" if t else "", loc) for indent, t, loc in body]
     lines.append(("}", None))
-    if line_directives:
-        lines = _with_directives(lines)
     line_map = {n: loc for n, (_, loc) in enumerate(lines, 1) if loc is not None}
     return CudaSource("\n".join(t for t, _ in lines) + "\n", line_map, params, meta.get("smem_bytes", 0), threads, symbol)
 
 
 def _wrapped(head: str, args: list[str], width: int = 120) -> list[str]:
-    out, line = [], head
-    for n, a in enumerate(args):
-        piece = a + (", " if n < len(args) - 1 else ") {")
-        if len(line) + len(piece) > width:
-            out.append(line.rstrip())
-            line = "    " + " " * 4
-        line += piece
-    if not args:
-        line += ") {"
-    return [*out, line]
-
-
-def _with_directives(lines: list[tuple[str, Loc | None]]) -> list[tuple[str, Loc | None]]:
-    out: list[tuple[str, Loc | None]] = []
-    last = None
-    for t, loc in lines:
-        if loc is not None and loc != last and 0 < loc.line < 2**31 and not t.lstrip().startswith(("//", "}", "#")):
-            out.append((f'#line {loc.line} {string(loc.file)}', loc))
-            last = loc
-        out.append((t, loc))
-    return out
+    """A function's head on lines of that width."""
+    out = [head]
+    for piece in [*(f"{a}, " for a in args[:-1]), f"{args[-1] if args else ''}) {{"]:
+        if len(out[-1]) + len(piece) > width:
+            out.append(" " * 8)
+        out[-1] += piece
+    return [line.rstrip() for line in out]

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 
 from ...errors import FcError, Loc
-from ...ir.core import Kernel, Role, Value, walk, walk_kernel
+from ...ir.core import Block, Kernel, Role, Value, walk, walk_kernel
 from ...ir.named_barriers import of_role
 from ...ir.registers import at_launch
 from ...ir.rings import check_cursors, walked
@@ -134,35 +134,45 @@ def _barriers(em: Emitter) -> Segment:
     return setup
 
 
-def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | None]]:
+def _role(em: Emitter, role: Role, first: int) -> list[Line]:
     """The lines of a role's body, one indent in."""
     start = em.w.mark()
-    prepare(em)
     if em.one_thread:
         em.w.open(f"if (threadIdx.x == {first * 32}) {{  // one thread")
-    if any(a in em.plan.users for a in role.body.args):
-        grid(em)
-    emit_block(em, role.body)
+    print_body(em, role.body, start, first)
     if em.one_thread:
         em.w.close()
-    lines = used_lines(list(em.w.root.flat()))
-    words = words_of(lines)
-    for word, line in {"warp": f"const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0){f' - {first}' if first else ''};",
-                       "lane": "const int lane = threadIdx.x % 32;"}.items():
-        if word in words:
-            start.line(line)
-    lines = used_lines(list(em.w.root.flat()))
-    return [(indent - 1, t, loc) for indent, t, loc in lines]
+    return [(indent - 1, t, loc) for indent, t, loc in used_lines(em)]
 
 
-def words_of(lines: list[tuple[int, str, Loc | None]]) -> set[str]:
+def print_body(em: Emitter, body: Block, start: Segment | None = None, first: int = 0) -> None:
+    """A block's ops, and in front of them, or at `start`, who a thread is, as far as they ask. first: the warps before the role's."""
+    start = start or em.w.mark()
+    prepare(em)
+    if any(a in em.plan.users for a in body.args):
+        grid(em)
+    emit_block(em, body)
+    words = words_of(used_lines(em))
+    if "smem_base" in words and not em.role_barrier:  # in front of roles it stands already
+        start.line("const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));")
+    if "warp" in words:
+        less = f" - {first}" if first else ""
+        start.line(f"const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0){less};  // known to be the same in all lanes")
+    if "lane" in words:
+        start.line("const int lane = threadIdx.x % 32;")
+
+
+Line = tuple[int, str, Loc | None]
+
+
+def words_of(lines: list[Line]) -> set[str]:
     """The identifiers of lines, comments left out."""
     return {w for _, t, _ in lines for w in words_in(t)}
 
 
-def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
-    """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
-    kept: list[tuple[int, str, Loc | None]] = []
+def used_lines(em: Emitter) -> list[Line]:
+    """What was written, without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
+    lines, kept = list(em.w.root.flat()), list[Line]()
     nearest: dict[str, int] = {}  # word -> the first line, of those behind this one, that is kept and has it
     outer: list[int] = []  # lines behind this one, each further out than all before it: the top is where its block has ended
     for n in range(len(lines) - 1, -1, -1):

@@ -15,7 +15,7 @@ from ...ir.core import Op, Value
 from ...ir.layout import LANES
 from ...ir.types import Buffer, Cursor
 from .emit import Emitter, emits
-from .text import ADD, BITS, ZERO, X, add, binary, mul
+from .text import ADD, BITS, MUL, UNARY, ZERO, X, add, binary, div, mod, mul
 
 BANK = 4  # bytes
 SWIZZLE_MASK = {32: 0x10, 64: 0x30, 128: 0x70}
@@ -108,7 +108,6 @@ class Addresses:
             self.slot, self.row, self.col = base, row, col
             self.address = self._full_address
             self.lane_r, self.lane_c = rows, cols
-            self.known = known is not None
 
     def crossing(self, vec: int) -> tuple[int, int, int] | None:
         """(bit of a lane, bits of an instance's number, bits of an address): lanes with that bit store instances of the number with those
@@ -144,7 +143,7 @@ class Addresses:
         flip, step = self._two(self.split.flip, i, "flip"), self._two(self.split.step, i, "step")
         x = self.base
         if not flip.is_zero:
-            x = X(f"{x.within(ADD)} ^ {flip.within(90)}", BITS, max(x.depth, flip.depth))
+            x = X(f"{x.within(ADD)} ^ {flip.within(UNARY)}", BITS, max(x.depth, flip.depth))
         return x if step.is_zero else X(f"{x.within(ADD)} + {step.within(ADD)}", ADD, max(x.depth, step.depth))
 
     def _full_address(self, i: X) -> X:
@@ -159,8 +158,8 @@ class Addresses:
         r, c = coords
         x = mul(r, lay.row_bytes(size)) if len(t.shape) == 2 else ZERO
         if t.shape[-1] > lay.panel:
-            x = add(mul(binary("/", c, X(str(lay.panel))), lay.panel_bytes(t.shape, size)), x)
-            c = binary("%", c, X(str(lay.panel)))
+            x = add(mul(div(c, lay.panel), lay.panel_bytes(t.shape, size)), x)
+            c = mod(c, lay.panel)
         return binary("+", self.slot, swizzled(em, t, add(x, mul(c, size))))
 
     def run(self, vec: int) -> int:
@@ -189,7 +188,7 @@ def _slot(em: Emitter, op: Op) -> None:
         slot = em.cursors[n][0]
         slot = f"(({slot} + {ahead}) % {t.slots})" if ahead else slot
         em.slots[op.result] = (ring, slot or None)
-        em.scalars[op.result] = add(base, X(f"{slot} * {t.slot_bytes}", 80, em.depth)) if slot else base
+        em.scalars[op.result] = add(base, X(f"{slot} * {t.slot_bytes}", MUL, em.depth)) if slot else base
         return
     if t.slots == 1:
         em.scalars[op.result] = base
@@ -200,10 +199,10 @@ def _slot(em: Emitter, op: Op) -> None:
     else:
         which = add(em.scalar(n), X(str(ahead)))
         if t.slots & (t.slots - 1) == 0:
-            which = X(f"({which.within(90)} & {t.slots - 1})", 100, which.depth)
+            which = X(f"({which.within(UNARY)} & {t.slots - 1})", depth=which.depth)
         else:
-            which = binary("%", which, X(str(t.slots)))
-    em.slots[op.result] = ring, which.within(90)
+            which = mod(which, t.slots)
+    em.slots[op.result] = ring, which.within(UNARY)
     em.comment([op.loc])
     x = add(base, mul(which, t.slot_bytes))
     wish = op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}"

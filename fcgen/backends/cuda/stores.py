@@ -45,7 +45,7 @@ def _tma_store(em: Emitter, op: Op) -> None:
     assert isinstance(tensor.type, Tensor)
     em.comment([op.loc])
     parts, across = op["parts"], op.get("across", False)
-    (rows, cols), warps = part_shape(t, parts, across), max(1, em.kernel.warps // parts)
+    (rows, cols), warps = part_shape(t.shape, parts, across), max(1, em.kernel.warps // parts)
     part = part_of(em, op)
     box = Boxes(em, Access.of(op), (rows, t.layout.panel))
     if parts > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ MEMTYPES = {d.name: d.name if d.per_register > 1 else "unsigned char" if d.name 
 FOLDED: dict[str, Callable[[int, int], int]] = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "max": max, "min": min,
                                                 "floordiv": int.__floordiv__, "mod": int.__mod__}
 
-ATOM, UNARY, MUL, ADD, SHIFT, LESS, EQUAL, BITS, AND, TERNARY = 100, 90, 80, 70, 60, 50, 45, 40, 30, 10
+ATOM, UNARY, MUL, ADD, SHIFT, LESS, EQUAL, BITS, AND, OR, TERNARY = 100, 90, 80, 70, 60, 50, 45, 40, 30, 20, 10
 _PREC = {"*": MUL, "/": MUL, "%": MUL, "+": ADD, "-": ADD, "<<": SHIFT, ">>": SHIFT, "<": LESS, "<=": LESS, ">": LESS, ">=": LESS,
          "==": EQUAL, "!=": EQUAL, "&": BITS, "|": BITS, "^": BITS, "&&": AND}
 
@@ -88,11 +89,28 @@ def mul(a: X, n: int) -> X:
     return binary("*", a, X(str(n)))
 
 
+def div(a: X, n: int) -> X:
+    return a if n == 1 else binary("/", a, X(str(n)))
+
+
+def mod(a: X, n: int) -> X:
+    return binary("%", a, X(str(n)))
+
+
 def total(terms: list[X]) -> X:
-    out = ZERO
-    for t in terms:
-        out = add(out, t)
-    return out
+    return functools.reduce(add, terms, ZERO)
+
+
+def inside(x: X, size: X) -> X:
+    """0 <= x < size, as one comparison."""
+    return binary("<", call("unsigned", x), call("unsigned", size))
+
+
+def every(conditions: list[X]) -> X | None:
+    """All of them; None where there are none."""
+    if len(conditions) < 2:
+        return conditions[0] if conditions else None
+    return X(" && ".join(c.within(AND) for c in conditions), AND, max(c.depth for c in conditions))
 
 
 def call(fn: str, *args: X | str) -> X:
@@ -130,7 +148,7 @@ def digits(table: np.ndarray) -> tuple[int, list[tuple[int, int, int]]] | None:
     """`table[n] == start + sum of weight * (n // div % mod)` as (start, [(div, mod, weight)]), or None. Found by peeling the
     longest run of equal steps, checked on every entry."""
     vals = np.asarray(table).ravel().astype(np.int64)
-    start, out, div = int(vals[0]), [], 1
+    start, out, by = int(vals[0]), [], 1
     while len(vals) > 1:
         step = int(vals[1] - vals[0])
         for run in sorted((d for d in range(2, len(vals) + 1) if len(vals) % d == 0), reverse=True):
@@ -140,8 +158,8 @@ def digits(table: np.ndarray) -> tuple[int, list[tuple[int, int, int]]] | None:
         else:
             return None
         if step:
-            out.append((div, run, step))
-        vals, div = vals[::run], div * run
+            out.append((by, run, step))
+        vals, by = vals[::run], by * run
     return start, out
 
 
@@ -155,10 +173,10 @@ def closed_form(table: np.ndarray, var: X) -> X | None:
         return None
     start, parts = found
     terms = []
-    for div, mod, weight in reversed(parts):
-        t = binary("/", var, X(str(div))) if div > 1 else var
-        if div * mod < n:
-            t = binary("%", t, X(str(mod)))
+    for by, size, weight in reversed(parts):
+        t = div(var, by)
+        if by * size < n:
+            t = mod(t, size)
         terms.append(X(f"{t.within(MUL)} * {weight}", MUL, t.depth) if weight != 1 else t)
     if start:
         terms.append(X(str(start), ATOM if start > 0 else UNARY))

@@ -19,7 +19,7 @@ from ...ir.types import Buffer, Frag, Pending
 from .emit import Emitter, emits
 from .frag import evaluate, locs_of, put, stored
 from .plan import POINTWISE
-from .text import ZERO, X, add, mul, register_type
+from .text import ADD, ZERO, X, add, mul, register_type
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
@@ -81,7 +81,7 @@ def _there(em: Emitter, v: Value, product: Op, out: dict[Value, Op]) -> bool:
     """Whether what v is made of is in its registers until the product is issued, and is not what the product adds to."""
     ops = em.plan.home[v].ops
     first, last = ops.index(em.plan.maker[v]), ops.index(product)
-    between = (o for op in ops[first + 1:last + 1] for o in walk(Block((), (op,))) if not any(r in out for r in o.results))
+    between = (o for op in ops[first + 1:last + 1] for o in walk(op) if not any(r in out for r in o.results))
     written = {em.plan.root(r) for o in between for r in (*o.results, *(a for region in o.regions for a in region.args))}
     return written.isdisjoint(em.plan.root(b) for o in em.plan.maker[v].operands for b, _ in em.plan.leaves(o))
 
@@ -200,7 +200,7 @@ def _product(em: Emitter, op: Op) -> None:
     calls = [(fn, d, source)]
     if last is not None:
         step = int(b_at[1]) if depth > 1 else 0
-        last = last if k.is_zero or not step else X(f"{last} - {k} * ({step} * BESIDE)", 70, em.depth)
+        last = last if k.is_zero or not step else X(f"{last} - {k} * ({step} * BESIDE)", ADD, em.depth)
         calls = [(fn, X(f"&{name}[{add(mul(m, cols // 2), X(str(panels)))}]") if panels else d, last)]
         if panels:
             calls.insert(0, (em.fn(op["first"] + ("_rs" if regs else "")), d, source))
@@ -306,14 +306,14 @@ def _descriptor(em: Emitter, v: Value, along_rows: bool, part: X = ZERO) -> X:
     lbo = t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows and t.shape[1] > t.layout.panel else 16
     ring, slot = em.slots.get(v, (v, None))
     base = _first_slot(em, v, "desc", lbo, add(em.buffer_base(ring), part))
-    return base if slot is None else X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)
+    return base if slot is None else X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", ADD, em.depth)
 
 
 def _first_slot(em: Emitter, v: Value, wish: str, lead: int, start: X) -> X:
     """The descriptor of what begins at `start` and is stored like v. lead: the leading byte offset."""
     layout = v.type.layout
     code = f"{em.fn('smem_desc')}<{SWIZZLE_CODE[layout.swizzle]}, {lead}, {8 * layout.row_bytes(v.type.dtype.bytes)}>({start})"
-    return em.hoist("uint64_t", f"{em.ring_name[v]}_{wish}", X(code, 100, start.depth))
+    return em.hoist("uint64_t", f"{em.ring_name[v]}_{wish}", X(code, depth=start.depth))
 
 
 def _beside(em: Emitter, v: Value, ones: Value) -> X:
@@ -328,4 +328,4 @@ def _beside(em: Emitter, v: Value, ones: Value) -> X:
         raise FcError("compile/unsupported", "wgmma: ones lie after the ring of the right operand", expected=f"at least {ring.type.bytes}",
                       got=gap)
     base = _first_slot(em, v, "ones_desc", gap, add(em.buffer_base(ring), X(str(before))))
-    return base if slot is None else X(f"{base} - {slot} * ({t.slot_bytes // 16} * BESIDE)", 70, em.depth)
+    return base if slot is None else X(f"{base} - {slot} * ({t.slot_bytes // 16} * BESIDE)", ADD, em.depth)

@@ -39,6 +39,8 @@ def word(plan: Plan, v: Value, fuel: int = 3) -> str:
     op = plan.maker.get(v)
     if op is None:
         return ""
+    if op.kind == "for":  # what it makes, as its body does
+        return word(plan, op.regions[0].yielded[op.results.index(v)], fuel)
     out = _of(plan, op, fuel - 1)
     return out if len(out) <= LONG else ""
 

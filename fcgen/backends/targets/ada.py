@@ -13,7 +13,7 @@ import numpy as np
 from ...ir.layout import LANES, Factor, RegLayout, mma_a, mma_b, mma_c
 from ...ir.target import Instr, Target
 from . import narrow
-from .ptx import does, fn, pure
+from .ptx import does, each, fn, group, numbered, pure, reads
 
 
 def matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
@@ -69,12 +69,10 @@ def _mma(dtype: str) -> Instr:
 
 
 def _ldmatrix(count: int, trans: bool) -> Instr:
-    outs = ", ".join(f"%{i}" for i in range(count))
-    regs = ", ".join(f'"=r"(d[{i}])' for i in range(count))
     return Instr(
         f"ldmatrix_x{count}{'_trans' if trans else ''}", "uint32_t* d, uint32_t row",
-        f"""asm volatile("ldmatrix.sync.aligned.m8n8.x{count}{'.trans' if trans else ''}.shared.b16 {{{outs}}}, [%{count}];"
-             : {regs} : "r"(row) : "memory");""",
+        f"""asm volatile("ldmatrix.sync.aligned.m8n8.x{count}{'.trans' if trans else ''}.shared.b16 {{{numbered(count)}}}, [%{count}];"
+             : {each("=r", count, "d[{i}]")} : "r"(row) : "memory");""",
         f"PTX ISA, ldmatrix: {count} blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8",
         effect=_ldmatrix_effect(count, trans))
 
@@ -111,27 +109,22 @@ def _memory(tag: str, n: int) -> list[Instr]:
     """Loads and stores of n registers, through shared addresses (32-bit) and global pointers."""
     ctype, con, ptx, vec = _REGS[tag]
     v = f".v{n}" if n > 1 else ""
-    names = [f"%{i}" for i in range(n)]
     one = n == 1
-    outs = ", ".join(f'"={con}"(d[{i}])' for i in range(n))
-    ins = ", ".join(f'"{con}"(v[{i}])' for i in range(n))
-    group = names[0] if one else "{" + ", ".join(names) + "}"
-    stored = [f"%{i + 1}" for i in range(n)]
-    sgroup = stored[0] if one else "{" + ", ".join(stored) + "}"
     cvec = ctype if one else f"{vec}{n}"
-    fields = "xyzw"[:n]
     read = (f"d[0] = *static_cast<const {ctype}*>(src);" if one else
-            f"const {cvec} v = *static_cast<const {cvec}*>(src);\n    "
-            + " ".join(f"d[{i}] = v.{f};" for i, f in enumerate(fields)))
+            f"const {cvec} v = *static_cast<const {cvec}*>(src);\n    " + " ".join(f"d[{i}] = v.{f};" for i, f in enumerate("xyzw"[:n])))
     write = (f"*static_cast<{ctype}*>(dst) = v[0];" if one else
              f"*static_cast<{cvec}*>(dst) = make_{cvec}({', '.join(f'v[{i}]' for i in range(n))});")
+    much = "a register" if one else f"{n} registers"
     return [
         Instr(f"ld_shared_{tag}x{n}", f"{ctype}* d, uint32_t src",
-              f'asm volatile("ld.shared{v}.{ptx} {group}, [%{n}];" : {outs} : "r"(src) : "memory");', "PTX ISA, ld"),
+              f'asm volatile("ld.shared{v}.{ptx} {group(numbered(n))}, [%{n}];"'
+              f' : {each(f"={con}", n, "d[{i}]")} : "r"(src) : "memory");', "PTX ISA, ld"),
         Instr(f"st_shared_{tag}x{n}", f"uint32_t dst, const {ctype}* v",
-              f'asm volatile("st.shared{v}.{ptx} [%0], {sgroup};" :: "r"(dst), {ins} : "memory");', "PTX ISA, st"),
-        Instr(f"ld_global_{tag}x{n}", f"{ctype}* d, const void* src", read, f"{n} registers in one global load"),
-        Instr(f"st_global_{tag}x{n}", f"void* dst, const {ctype}* v", write, f"{n} registers in one global store")]
+              f'asm volatile("st.shared{v}.{ptx} [%0], {group(numbered(n, 1))};"'
+              f' :: "r"(dst), {each(con, n, "v[{i}]")} : "memory");', "PTX ISA, st"),
+        Instr(f"ld_global_{tag}x{n}", f"{ctype}* d, const void* src", read, f"{much} in one global load"),
+        Instr(f"st_global_{tag}x{n}", f"void* dst, const {ctype}* v", write, f"{much} in one global store")]
 
 
 def _numeric() -> list[Instr]:
@@ -230,9 +223,7 @@ def _order() -> list[Instr]:
              "PTX ISA, cp.async.wait_group: at most N of this thread's groups stay in flight"),
         Instr("swizzle", "<int Mask> uint32_t offset", "return offset ^ ((offset >> 3) & Mask);",
               "XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)", returns="uint32_t"),
-        Instr("ld_shared_b16", "uint32_t src",
-              'unsigned short h;\n    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(h) : "r"(src) : "memory");\n    return h;',
-              "PTX ISA, ld", returns="unsigned short"),
+        reads("ld_shared_b16", "uint32_t src", "ld.shared.b16 %0, [%1];", "PTX ISA, ld", "unsigned short"),
         does("st_shared_b16", "uint32_t dst, unsigned short v", "st.shared.b16 [%0], %1;", "PTX ISA, st"),
     ]
 

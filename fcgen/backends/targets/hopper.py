@@ -14,7 +14,7 @@ import numpy as np
 from ...ir.layout import LANES, wgmma_a, wgmma_c
 from ...ir.target import Instr, Target
 from . import ada
-from .ptx import does, fn
+from .ptx import does, each, fn, group, numbered
 
 #: element type -> (PTX name, bytes)
 TYPES = {"f16": ("f16", 2), "bf16": ("bf16", 2), "f8e4m3": ("e4m3", 1), "f8e5m2": ("e5m2", 1), "i8": ("s8", 1), "u8": ("u8", 1)}
@@ -49,11 +49,9 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
     (ptx, size), n = TYPES[dtype], cols // 2
     k, integer = 32 // size, dtype in ("i8", "u8")
     ctype, con, sums = ("int", "r", "s32") if integer else ("float", "f", "f32")
-    outs = ", ".join(f"%{i}" for i in range(n))
-    constraints = ", ".join(f'"+{con}"(d[{i}])' for i in range(n))
     if regs:
-        a, b, first = f"{{%{n}, %{n + 1}, %{n + 2}, %{n + 3}}}", f"%{n + 4}", n + 5
-        inputs = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)'
+        a, b, first = group(numbered(4, n)), f"%{n + 4}", n + 5
+        inputs = each("r", 4, "a[{i}]") + ', "l"(b)'
         tail, extra, signature = f"1, 1, %{first + 1}", ', "n"(TransB)', "<int TransB> float* d, const uint32_t* a, uint64_t b, int add"
     else:
         a, b, first = f"%{n}", f"%{n + 1}", n + 2
@@ -65,8 +63,8 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
     name = f"wgmma.mma_async.sync.aligned.m64n{cols}k{k}.{sums}.{ptx}.{ptx}"
     body = (f'asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{first}, 0;\\n"\n'
             f'             "{name} "\n'
-            f'             "{{{outs}}}, {a}, {b}, p{tail};\\n}}"\n'
-            f'             : {constraints}\n'
+            f'             "{group(numbered(n))}, {a}, {b}, p{tail};\\n}}"\n'
+            f'             : {each(f"+{con}", n, "d[{i}]")}\n'
             f'             : {inputs}, "r"(add){extra} : "memory");')
     return Instr(wgmma_name(cols, dtype, regs), signature, body,
                  f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
@@ -90,10 +88,11 @@ def _desc_effect(swizzle: int, lbo: int, sbo: int, addr: np.ndarray) -> np.ndarr
     return sum((np.asarray(x).astype(np.uint64) << np.uint64(at) for x, at in fields), start=np.uint64(0))
 
 
+def _coordinates(rank: int) -> str:
+    return ", ".join(f"int c{i}" for i in range(rank))
+
+
 def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
-    at = ", ".join(f"int c{i}" for i in range(rank))
-    names = ", ".join(f"%{i + 3}" for i in range(rank))
-    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
     policy, arg, use = (".L2::cache_hint", ", uint64_t policy", ', "l"(policy)') if hint else ("", "", "")
     last = f", %{rank + 3}" if hint else ""
     to, doc = "", "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis"
@@ -101,31 +100,27 @@ def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
         to, last, doc = ".multicast::cluster", f", %{rank + 3}" + (f", %{rank + 4}" if hint else ""), f"{doc}, to every block of the mask"
         arg, use = f", uint16_t blocks{arg}", f', "h"(blocks){use}'
     return Instr(f"tma_load_{rank}d" + ("_multicast" if multicast else "") + ("_hint" if hint else ""),
-                 f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
+                 f"uint32_t dst, const TensorMap& map, uint32_t bar, {_coordinates(rank)}{arg}",
                  f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
-                 f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
-                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, effect=_tma_effect)
+                 f'             "[%0], [%1, {group(numbered(rank, 3))}], [%2]{last};"\n'
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {each("r", rank, "c{i}")}{use} : "memory");', doc, effect=_tma_effect)
 
 
 def _tma_store(rank: int, add: bool) -> Instr:
     """The element type, and with it what adding means, is the tensor map's."""
-    at = ", ".join(f"int c{i}" for i in range(rank))
-    names = ", ".join(f"%{i + 2}" for i in range(rank))
-    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
     what, word, done = ("cp.reduce", ".add", "added") if add else ("cp", "", "written")
-    return Instr(f"tma_{'add' if add else 'store'}_{rank}d", f"const TensorMap& map, {at}, uint32_t src",
+    return Instr(f"tma_{'add' if add else 'store'}_{rank}d", f"const TensorMap& map, {_coordinates(rank)}, uint32_t src",
                  f'asm volatile("{what}.async.bulk.tensor.{rank}d.global.shared::cta{word}.bulk_group "\n'
-                 f'             "[%0, {{{names}}}], [%1];"\n'
-                 f'             :: "l"(&map), "r"(src), {ins} : "memory");',
+                 f'             "[%0, {group(numbered(rank, 2))}], [%1];"\n'
+                 f'             :: "l"(&map), "r"(src), {each("r", rank, "c{i}")} : "memory");',
                  f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out")
 
 
 def _stmatrix(count: int, trans: bool) -> Instr:
-    ins = ", ".join(f"%{i + 1}" for i in range(count))
-    regs = ", ".join(f'"r"(v[{i}])' for i in range(count))
+    how = ".trans" if trans else ""
     return Instr(f"stmatrix_x{count}{'_trans' if trans else ''}", "uint32_t row, const uint32_t* v",
-                 f'asm volatile("stmatrix.sync.aligned.m8n8.x{count}{".trans" if trans else ""}.shared.b16 [%0], {{{ins}}};"\n'
-                 f'             :: "r"(row), {regs} : "memory");',
+                 f'asm volatile("stmatrix.sync.aligned.m8n8.x{count}{how}.shared.b16 [%0], {{{numbered(count, 1)}}};"\n'
+                 f'             :: "r"(row), {each("r", count, "v[{i}]")} : "memory");',
                  f"PTX ISA, stmatrix: {count} blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8",
                  effect=_stmatrix_effect(count, trans))
 
@@ -164,6 +159,22 @@ def _touch(name: str, ctype: str, constraint: str, doc: str = "as touch") -> Ins
     return fn(name, f"<int N> {ctype} (&r)[N]", each, doc, "void", np.copy)
 
 
+def _mbar_wait(name: str, order: str, doc: str) -> Instr:
+    return fn(name, "uint32_t bar, uint32_t parity",
+              f'asm volatile("{{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity{order}.shared::cta.b64 p, [%0], %1;\\n"\n'
+              '             "@p bra DONE;\\nbra WAIT;\\nDONE:\\n}" :: "r"(bar), "r"(parity) : "memory");', doc, "void")
+
+
+_THERE = "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster"
+
+
+def _mbar_there(name: str, order: str, doc: str) -> Instr:
+    return fn(name, "uint32_t bar, uint32_t block",
+              'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+              f'             "mbarrier.arrive{order}.shared::cluster.b64 _, [there];\\n}}" :: "r"(bar), "r"(block) : "memory");',
+              doc, "void")
+
+
 def _records() -> dict[str, Instr]:
     out = [_tma(rank, hint, multicast) for rank in range(2, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
@@ -185,25 +196,12 @@ def _records() -> dict[str, Instr]:
         does("mbar_expect", "uint32_t bar, int bytes", "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
              "PTX ISA, mbarrier.arrive.expect_tx"),
         does("mbar_arrive", "uint32_t bar", "mbarrier.arrive.shared::cta.b64 _, [%0];", "PTX ISA, mbarrier.arrive"),
-        fn("mbar_wait", "uint32_t bar, uint32_t parity",
-           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
-           'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
-           "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended", "void"),
-        fn("mbar_arrive_cluster", "uint32_t bar, uint32_t block",
-           'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
-           '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
-           # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
-           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster", "void"),
-        fn("mbar_wait_cluster", "uint32_t bar, uint32_t parity",
-           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"\n'
-           '             "@p bra DONE;\\nbra WAIT;\\nDONE:\\n}" :: "r"(bar), "r"(parity) : "memory");',
-           "as mbar_wait, and what other blocks of the cluster stored before they arrived is seen", "void"),
-        fn("mbar_tell", "uint32_t bar, uint32_t block",
-           'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
-           '             "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\\n}"\n'
-           '             :: "r"(bar), "r"(block) : "memory");',
-           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster, which sees what was stored",
-           "void"),
+        _mbar_wait("mbar_wait", "", "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended"),
+        _mbar_wait("mbar_wait_cluster", ".acquire.cluster",
+                   "as mbar_wait, and what other blocks of the cluster stored before they arrived is seen"),
+        # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
+        _mbar_there("mbar_arrive_cluster", "", _THERE),
+        _mbar_there("mbar_tell", ".release.cluster", _THERE + ", which sees what was stored"),
         fn("block_address", "uint32_t at, uint32_t block",
            'uint32_t there;\n    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));\n    return there;',
            "PTX ISA, mapa: the same place in shared memory of a block of the cluster"),

@@ -7,7 +7,7 @@ float rounds to nearest even, one that is too large to the largest finite number
 from __future__ import annotations
 
 from ...ir.target import Instr
-from .ptx import does, fn, pure
+from .ptx import does, fn, pure, reads
 
 #: name -> (PTX name, bits of the mantissa, exponent bias, bits of the largest finite number)
 FLOATS = {"f8e4m3": ("e4m3", 3, 7, 0x7E), "f8e5m2": ("e5m2", 2, 15, 0x7B)}
@@ -19,9 +19,7 @@ def _integers() -> list[Instr]:
             "bits of element i of a packed array of bytes", "unsigned char"),
         fn("spread_bytes", "uint32_t w, int second", "return __byte_perm(w, 0x64, second ? 0x4342 : 0x4140);",
             "the first or the second two bytes of a word, each as the low bits of a half of 1024 and more"),
-        fn("ld_shared_b8", "uint32_t src",
-            'unsigned short h;\n    asm volatile("ld.shared.u8 %0, [%1];" : "=h"(h) : "r"(src) : "memory");\n    return h;', "PTX ISA, ld",
-            "unsigned short"),
+        reads("ld_shared_b8", "uint32_t src", "ld.shared.u8 %0, [%1];", "PTX ISA, ld", "unsigned short"),
         does("st_shared_b8", "uint32_t dst, unsigned short v", "st.shared.u8 [%0], %1;", "PTX ISA, st"),
     ]
     for d, ctype, doc in (("i8", "signed char", "with its sign"), ("u8", "unsigned char", "with zeros")):

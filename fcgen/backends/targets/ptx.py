@@ -24,6 +24,21 @@ def operands(signature: str) -> str:
     return ", ".join(out)
 
 
+def numbered(n: int, start: int = 0) -> str:
+    """`%0, %1, ...`: n operands of an `asm`."""
+    return ", ".join(f"%{start + i}" for i in range(n))
+
+
+def each(constraint: str, n: int, text: str) -> str:
+    """n operands with their values; text: of the one with number {i}."""
+    return ", ".join(f'"{constraint}"({text.format(i=i)})' for i in range(n))
+
+
+def group(operands: str) -> str:
+    """Registers of a vector; one stands by itself."""
+    return f"{{{operands}}}" if "," in operands else operands
+
+
 def fn(name: str, signature: str, body: str, doc: str, returns: str = "uint32_t", effect: Effect | None = None) -> Instr:
     """A fixed idiom."""
     return Instr(name, signature, body, doc, returns=returns, effect=effect)
@@ -33,6 +48,13 @@ def pure(name: str, signature: str, text: str, doc: str, returns: str = "float")
     """An instruction that makes its first operand of the others: equal calls are joined."""
     out = CONSTRAINTS[returns]
     return fn(name, signature, f'{returns} y;\n    asm("{text}" : "={out}"(y) : {operands(signature)});\n    return y;', doc, returns)
+
+
+def reads(name: str, signature: str, text: str, doc: str, returns: str) -> Instr:
+    """As `pure`, of what may be another value each time: it stays where it is."""
+    ins = operands(signature)
+    said = f'"{text}" : "={CONSTRAINTS[returns]}"(y) {f": {ins} " if ins else ":"}: "memory"'
+    return fn(name, signature, f"{returns} y;\n    asm volatile({said});\n    return y;", doc, returns)
 
 
 def does(name: str, signature: str, text: str, doc: str) -> Instr:

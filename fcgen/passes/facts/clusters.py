@@ -48,8 +48,8 @@ def axis_of(kernel: Kernel, schedule: Schedule, target: Target) -> tuple[int, in
     return found[0], n
 
 
-def shared_loads(kernel: Kernel) -> dict[int, int]:
-    """id of each load into shared memory whose copies the cluster shares -> how many blocks share it.
+def shared_loads(kernel: Kernel) -> dict[Op, int]:
+    """Each load into shared memory whose copies the cluster shares -> how many blocks share it.
 
     Raises FcError "compile/schedule" where the blocks cannot run as a cluster, or have nothing to share."""
     axis = next((a for a, g in enumerate(kernel.grid) if g.cluster > 1), None)
@@ -59,12 +59,12 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
     name = grid.name.removesuffix("_tile")
     index = kernel.body.args[axis]
     varying = depending(kernel.body, index)
-    same = {id(o) for o in walk(kernel.body)
+    same = {o for o in walk(kernel.body)
             if o.kind == "load" and isinstance(o.result.type, Buffer) and not any(v in varying for v in o.operands)}
     _check_lockstep(kernel.body, varying, same, name)
-    out = {id(o): n for o in walk(kernel.body) if id(o) in same and share(o.result.type, n) is not None}
+    out = {o: n for o in same if share(o.result.type, n) is not None}
     if not out:
-        whole = next((o for o in walk(kernel.body) if id(o) in same), None)
+        whole = next((o for o in walk(kernel.body) if o in same), None)
         if whole is not None:
             raise _refused(f"no tile that blocks along {name} share divides into {n} parts", loc=whole.loc, got=whole.result.type,
                            expected=f"{n} panels, or {8 * n} rows", hint="a smaller cluster, or larger tiles")
@@ -74,12 +74,12 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
     return out
 
 
-def _check_lockstep(block: Block, varying: set[Value], same: set[int], name: str) -> None:
+def _check_lockstep(block: Block, varying: set[Value], same: set[Op], name: str) -> None:
     for op in block.ops:
         if not op.regions:
             continue
         control = op.operands[:2] if op.kind == "for" else op.operands[:1]
-        shared = [o for r in op.regions for o in walk(r) if id(o) in same]
+        shared = [o for r in op.regions for o in walk(r) if o in same]
         if shared and any(v in varying for v in control):
             what = "how often this loop runs depends" if op.kind == "for" else "whether this branch is taken depends"
             raise _refused(f"{what} on {name}: blocks along it would not make their shared copies in step", loc=op.loc,

@@ -7,6 +7,7 @@ from functools import cache
 
 from ...ir.access import Access
 from ...ir.core import Block, Op, Value, walk
+from ...ir.depends import followed
 from ...ir.types import Tile
 
 
@@ -46,22 +47,12 @@ def _keeps_rows(v: Value, defs: Mapping[Value, Op]) -> bool:
 
 def _looped(v: Value, defs: Mapping[Value, Op]) -> bool:
     """Does a value follow from a tile that a loop, or a branch, has made?"""
-    todo, seen = [v], set()
-    while todo:
-        v = todo.pop()
-        op = defs.get(v)
-        if op is None or v in seen:
-            continue
-        seen.add(v)
-        if op.regions and isinstance(v.type, Tile):
-            return True
-        todo += op.operands
-    return False
+    return followed([v], defs, lambda op: not (op.regions and any(isinstance(r.type, Tile) for r in op.results))) is None
 
 
 def independent_rows(body: Block) -> int | None:
     """The number of rows of the loop's 2-d tiles, if no row takes anything from another one; else None."""
-    defs = {r: o for o in body.ops for r in o.results}
+    defs = body.made
     loaded = {v for v, o in defs.items() if o.kind == "load"}
     loaded |= {v for v, o in defs.items() if o.kind == "transpose" and o.operands[0] in loaded}
     rows: set[int] = set()

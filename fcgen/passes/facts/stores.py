@@ -10,29 +10,26 @@ import numpy as np
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import WIDEST, demands, promised
-from ...ir.core import Kernel, Op, Value, walk, walk_kernel
+from ...ir.core import Kernel, Op, Value, made_within, walk, walk_kernel
 from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
 from ...ir.moves import matrix_blocks
-from ...ir.store_ops import refusal
+from ...ir.named_barriers import WARPGROUP
+from ...ir.store_ops import MOST_AXES, part_shape, refusal
 from ...ir.target import Target
 from ...ir.types import Buffer, Tensor
 from .common import without_effect
 
-#: warps of a warpgroup: the smallest part that has a barrier of its own
-GROUP = 4
 INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
-    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across)."""
 
     buffer: Buffer
     parts: int
     across: bool
-    blocks: str | None
 
 
 def staging(op: Op, warps: int, target: Target) -> Staging:
@@ -44,19 +41,16 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    groups = max(1, warps // GROUP)
+    groups = max(1, warps // WARPGROUP)  # the smallest part that has a barrier of its own
     axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
     parts, across = 1 if axis is None else groups, axis == 1
-    rows, cols = frag.shape
-    below, beside = (rows, cols // parts) if across else (rows // parts, cols)
+    below, beside = part_shape(frag.shape, parts, across)
     buffer = Buffer(frag.dtype, frag.shape, native_smem(beside, frag.dtype.bytes, layout, rows=below))
     wrong = refusal(Access.of(op), buffer, below)
     if wrong is not None:
-        rule, expected, got = wrong
-        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
-                      hint=INSTEAD)
-    blocks = stored_blocks(layout, buffer, warps, target)
-    return Staging(buffer, parts, across, blocks)
+        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {wrong.rule}", expected=wrong.expected, got=wrong.got,
+                      loc=op.loc, hint=INSTEAD)
+    return Staging(buffer, parts, across)
 
 
 def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target) -> str | None:
@@ -84,8 +78,11 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
     if want is None:
         return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                        expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    if len(access.axes) > MOST_AXES:
+        return FcError("compile/schedule", f"{name} has more axes than a bulk copy can follow", loc=op.loc, expected=f"at most {MOST_AXES}",
+                       got=len(access.axes), hint=f"join axes, as in {name}[batches * heads, rows, columns], or {instead}")
     if (wrong := access.unbounded()) is not None:
-        return FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+        return FcError("compile/schedule", f"bulk copies of {name} take {wrong.rule}", loc=op.loc, expected=wrong.expected, got=wrong.got,
                        hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
     have = promised(kernel)
     if have is not None and not have[name].covers(want):
@@ -104,7 +101,7 @@ def stored_apart(loop: Op, defs: Mapping[Value, Op]) -> set[Value]:
     """The tensors of which no two iterations of a loop store the same place in bulk."""
     body = loop.regions[0]
     stores = [op for op in walk(body) if op.kind == "tma_store"]
-    inside = {v for op in walk(body) for v in (*op.results, *(a for r in op.regions for a in r.args))} | set(body.args)
+    inside = made_within(body)
 
     def step(v: Value | None) -> int:
         """What a position moves by from one iteration to the next; 0 where that is not known."""

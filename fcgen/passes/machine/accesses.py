@@ -1,6 +1,6 @@
 """Which bytes of shared memory an op touches, warp by warp: what `sync` needs to know of each instruction.
 
-An `Access` is one op's reads or writes of one ring. Its slot is the distance to the loop's current tile (`rel`), so that two accesses can
+A `Touch` is one op's reads or writes of one ring. Its slot is the distance to the loop's current tile (`rel`), so that two accesses can
 be compared without knowing the trip count; its `area` says which elements each warp touches, found by enumerating the fragment's layout.
 """
 
@@ -20,7 +20,7 @@ READS = having("reads shared") | {"acquire"}
 
 
 @dataclass(frozen=True)
-class Access:
+class Touch:
     """ring: kernel buffer. rel: slot distance to the current tile, None if unknown. write. area: key of `area_of`; asynchronous copies
     carry True in `copy` until their group was waited for."""
 
@@ -30,28 +30,28 @@ class Access:
     area: tuple
     copy: bool = False
 
-    def shifted(self) -> Access:
+    def shifted(self) -> Touch:
         """The same access seen from the next iteration."""
-        return self if self.rel is None or self.ring.type.slots == 1 else Access(self.ring, self.rel - 1, self.write, self.area, self.copy)
+        return self if self.rel is None or self.ring.type.slots == 1 else Touch(self.ring, self.rel - 1, self.write, self.area, self.copy)
 
-    def forgotten(self) -> Access:
+    def forgotten(self) -> Touch:
         """The same access where the ring's count starts anew."""
-        return self if self.ring.type.slots == 1 else Access(self.ring, None, self.write, self.area, self.copy)
+        return self if self.ring.type.slots == 1 else Touch(self.ring, None, self.write, self.area, self.copy)
 
-    def landed(self) -> Access:
-        return Access(self.ring, self.rel, self.write, self.area, False)
+    def landed(self) -> Touch:
+        return Touch(self.ring, self.rel, self.write, self.area, False)
 
 
 WHOLE = ("whole",)
 
 
-def same_slot(a: Access, b: Access) -> bool:
+def same_slot(a: Touch, b: Touch) -> bool:
     if a.rel is None or b.rel is None:
         return True
     return (a.rel - b.rel) % a.ring.type.slots == 0
 
 
-def conflict(a: Access, b: Access, offsets: dict[Value, int], warps: int) -> str:
+def conflict(a: Touch, b: Touch, offsets: dict[Value, int], warps: int) -> str:
     """What must stand between two accesses: "" nothing, "warp" (only lanes of one warp meet), "block"."""
     if not (a.write or b.write):
         return ""

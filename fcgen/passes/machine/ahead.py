@@ -14,7 +14,7 @@ from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.depends import followed
 from ...ir.lifetimes import WRITES
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor
@@ -40,7 +40,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block, done: list[Op], inside: bool) -> Block:
-    out, ops = Builder(), []
+    ops: list[Op] = []
     for op in block.ops:
         if op.kind == "wgmma" and op.get("early") and not inside:
             raise without_effect("early", f"{called(op.result)} is no product of a loop's own body", loc=op.loc)
@@ -49,8 +49,7 @@ def _block(block: Block, done: list[Op], inside: bool) -> Block:
             ops += _Early.of(op, early).rotated()
         else:
             ops.append(op.within(lambda r: _block(r, done, False)))
-    out.ops = ops
-    return out.block(block.args)
+    return Block(block.args, tuple(ops))
 
 
 @dataclass
@@ -67,27 +66,26 @@ class _Early:
     @staticmethod
     def of(loop: Op, early: list[Op]) -> _Early:
         body = loop.regions[0]
-        ops = list(body.ops[:-1])
-        defs = {r: o for o in ops for r in o.results}
-        found: dict[int, Op] = {}
+        ops, defs = body.ops[:-1], body.made
+        found: set[Op] = set()
         filled = {o.operands[1] for o in walk(body) if o.kind in WRITES and isinstance(o.operands[1].type, Buffer)}
         filled |= {o.operands[0] for v, o in defs.items() if v in filled and o.kind == "slot"}
-        only: set[int] = set()  # those that no later op runs again
+        only: set[Op] = set()  # those that no later op runs again
         made: list[Value] = []
         for dot in early:
-            n = next(n for n, o in enumerate(ops) if o is dot)
+            n = ops.index(dot)
             around = ops[n - BEFORE:n + AFTER]
             made.append(around[-1].result)
             places = followed(dot.operands, defs, lambda o: o.kind in FINDS, lambda v: v not in body.args or isinstance(v.type, Cursor))
-            if places is None or not filled.isdisjoint((*dot.operands, *(v for o in places.values() for v in o.operands))):
+            if places is None or not filled.isdisjoint((*dot.operands, *(v for o in places for v in o.operands))):
                 raise FcError("compile/schedule", f"Schedule.early: {called(dot.result)} follows from what its own iteration computes",
                               expected="a product of tiles that are copied", loc=dot.loc, hint="leave it out of Schedule.early")
-            slots = {v for o in places.values() for v in o.operands if isinstance(v.type, Cursor)}
+            slots = {v for o in places for v in o.operands if isinstance(v.type, Cursor)}
             waits = [o for o in ops[:n] if o.kind == "mbar_wait" and o.operands[1] in slots]
-            found.update({**places, **{id(o): o for o in (*waits, *around)}})
-            only |= {id(o) for o in (*waits, *around)}
-        rest = [o for o in ops if id(o) not in only]
-        mine = [o.with_attrs(early=False) if o.kind == "wgmma" else o for o in ops if id(o) in found]
+            found.update(places, waits, around)
+            only.update(waits, around)
+        rest = [o for o in ops if o not in only]
+        mine = [o.with_attrs(early=False) if o.kind == "wgmma" else o for o in ops if o in found]
         steps = {body.yielded[n] for n, v in enumerate(body.args[1:]) if any(v in o.operands for o in mine)}
         at = max((n + 1 for n, o in enumerate(rest) if o.kind == "settle" or any(r in steps for r in o.results)), default=0)
         return _Early(loop, mine, rest, at, made)
@@ -109,11 +107,8 @@ class _Early:
         results = tuple(v.anew() for v in args[1:])
         bounds = (last, hi) if down else (lo, last)
         b.add(replace(loop, operands=(*bounds, *inits, *first), results=results, regions=(inner.block(args),)))
-        b.do("yield", *self.body(lo if down else last, results, b, False))
-        idle = Builder(loop.loc)
-        idle.do("yield", *inits)
-        out.add(Op("if", (some,), loop.results, {}, (remove_dead(b.block()), idle.block()), loop.loc))
-        return out.ops
+        ends = self.body(lo if down else last, results, b, False)
+        return [*out.ops, branch(some, b, ends, inits, loop.results).within(remove_dead)]
 
     def ahead(self, at: dict[Value, Value], b: Builder) -> list[Value]:
         env = Env(at)

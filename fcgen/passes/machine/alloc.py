@@ -55,6 +55,11 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
     return shared, {b: offsets[b] for b in kept}, _end(offsets)
 
 
+def side_by_side(kernel: Kernel, target: Target) -> int:
+    """How many blocks' shared memory a multiprocessor has room for."""
+    return target.smem_per_sm // (offsets_of(kernel, target)[2] + target.smem_reserved)
+
+
 def _end(offsets: dict[Value, int]) -> int:
     return max((at + b.type.bytes for b, at in offsets.items()), default=0)
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...ir.core import Block, Kernel, Value, walk_kernel
+from ...ir.lifetimes import STORES
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
-from .alloc import offsets_of
-
-STORES = ("st_shared", "stmatrix")
+from .alloc import offsets_of, side_by_side
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -25,9 +24,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         if not bodies:
             continue
         after = _doubled(buffer, bodies, kernel)
-        (shared, _, total), (more, _, most) = offsets_of(kernel, target), offsets_of(after, target)
-        fit = lambda n: target.smem_per_sm // (n + target.smem_reserved)
-        if most <= target.smem_per_block and more <= shared and fit(most) >= min(fit(total), max(1, schedule.min_blocks)):
+        (shared, *_), (more, _, most) = offsets_of(kernel, target), offsets_of(after, target)
+        enough = min(side_by_side(kernel, target), schedule.min_blocks)
+        if most <= target.smem_per_block and more <= shared and side_by_side(after, target) >= enough:
             kernel = after
     return kernel
 
@@ -49,7 +48,7 @@ def _doubled(buffer: Value, bodies: list[Block], kernel: Kernel) -> Kernel:
     ring = Value(replace(buffer.type, slots=2), buffer.name)
 
     def block(b: Block) -> Block:
-        if not any(b is x for x in bodies):
+        if b not in bodies:
             return replace(b, ops=tuple(o.within(block) for o in b.ops))
         new, env = Builder(), Env()
         for op in b.ops:

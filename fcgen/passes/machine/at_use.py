@@ -13,6 +13,7 @@ the answer, for which it stands in line with what products read, is there when i
 from __future__ import annotations
 
 from ...ir.core import Block, Kernel, Op, Value
+from ...ir.lifetimes import STORES
 from ...ir.registers import frag_words, limit_of
 from ...ir.rewrite import map_bodies
 from ...ir.rings import RELEASES, position, read_from
@@ -21,7 +22,6 @@ from ...ir.target import Target
 from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
-STORES = {"st_shared", "stmatrix"}
 READS = {"slot", "ld_shared", "ldmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}

@@ -15,11 +15,12 @@ from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.depends import followed
 from ...ir.lifetimes import WRITES
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, remove_dead
+from ...ir.rewrite import Builder, Env, branch, copy_op, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Cursor, Mbarrier, Scalar
+from ...ir.types import Buffer, Cursor, Scalar
 from ..facts.common import called, without_effect
+from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
 
 #: slots of the channel
@@ -63,21 +64,20 @@ class _Behind:
     buffers: list[Value]
 
     def __post_init__(self) -> None:
-        ops = list(self.loop.regions[0].ops[:-1])
-        self.made = {r: o for o in ops for r in o.results}
-        n = next(n for n, o in enumerate(ops) if o is self.dot)
+        ops, self.made = self.loop.regions[0].ops[:-1], self.loop.regions[0].made
+        n = ops.index(self.dot)
         stores = [o for o in ops if o.kind in WRITES and o.operands[1] in self.dot.operands]
         if len(stores) != 1 or not isinstance(stores[0].operands[1].type, Buffer):
             raise self.cannot("it reads no tile that its iteration stages")
         self.store, self.staged = stores[0], stores[0].operands[1]
-        late = {id(o) for o in ops[n - 1:n + 3]}
+        late = set(ops[n - 1:n + 3])
         found = {ops[n + 2].result}
         for before, o in zip(ops[n + 2:], ops[n + 3:]):
-            if found.intersection(o.operands) or (o.kind == "bulk_commit" and id(before) in late):
-                late.add(id(o))
+            if found.intersection(o.operands) or (o.kind == "bulk_commit" and before in late):
+                late.add(o)
                 found |= {*o.results, *(v for v in o.operands if o.kind in WRITES and isinstance(v.type, Buffer))}
-        self.settle, self.late = ops[n + 2], [o for o in ops if id(o) in late]
-        self.rest = [o for o in ops if id(o) not in late]
+        self.settle, self.late = ops[n + 2], [o for o in ops if o in late]
+        self.rest = [o for o in ops if o not in late]
         others = {v for o in walk(Block((), (*self.rest, self.loop.regions[0].ops[-1]))) if o is not self.store for v in o.operands}
         if found & others:
             raise self.cannot("its own iteration reads the result")
@@ -85,12 +85,13 @@ class _Behind:
             raise self.cannot("another op reads the tile that its iteration stages for it")
         mine = {r for o in self.late for r in o.results} | {self.staged}
         self.reads = followed([v for o in self.late for v in o.operands if v not in mine], self.made, lambda o: not has_effect(o))
-        if self.reads is None or any(not isinstance(r.type, Scalar) for o in self.reads.values() for r in o.results if o.kind != "full"):
+        if self.reads is None or any(not isinstance(r.type, Scalar) for o in self.reads for r in o.results if o.kind != "full"):
             raise self.cannot("it reads more than that tile of its iteration")
-        self.ring = Value(replace(self.staged.type, slots=SLOTS), self.staged.name)
-        self.full, self.empty = (Value(Mbarrier(self.warps, SLOTS), f"{self.staged.name}_{word}") for word in ("full", "empty"))
-        self.into, self.out = (Value(Cursor(SLOTS), f"{self.staged.name}_{word}") for word in ("in", "out"))
-        self.buffers += [self.ring, self.full, self.empty]
+        name = self.staged.name
+        both = Channel.between(Value(replace(self.staged.type, slots=SLOTS), name), self.warps, fillers=self.warps)
+        self.into = replace(both.outlet(), cursor=Value(Cursor(SLOTS), f"{name}_in"))
+        self.out = replace(both, cursor=Value(Cursor(SLOTS), f"{name}_out"))
+        self.buffers += both.buffers
 
     def cannot(self, why: str) -> FcError:
         return FcError("compile/schedule", f"Schedule.behind: {called(self.dot.result)} cannot follow an iteration behind: {why}",
@@ -114,11 +115,7 @@ class _Behind:
         results = tuple(a.anew() for a in args[1:])
         b.add(replace(loop, operands=(*bounds, *values), results=results, regions=(inner.block(args),)))
         self.product(lo if down else b.emit("sub", hi, one), b)
-        b.do("yield", *results)
-        idle = Builder(loop.loc)
-        idle.do("yield", *inits)
-        out.add(Op("if", (some,), loop.results, {}, (b.block(), idle.block()), loop.loc))
-        return out.ops
+        return [*out.ops, branch(some, b, results, inits, loop.results, Builder(loop.loc), loop.loc)]
 
     def stored(self, index: Value, carried: tuple[Value, ...], b: Builder, looped: bool) -> list[Value]:
         """An iteration without the product, in the loop or in front of it. Returns what is carried on."""
@@ -127,23 +124,19 @@ class _Behind:
         for o in self.rest:
             b.loc = o.loc
             if o is self.store:
-                env[self.staged] = b.emit("slot", self.ring, self.into, ahead=0, name=self.staged.name)
-                b.do("mbar_wait", self.empty, self.into, lag=1)
+                env[self.staged] = self.into.view(b)
+                self.into.wait(b)
             b.add(copy_op(o.with_attrs(early=False) if o.get("early") and not looped else o, env))
             if o is self.store:
-                b.do("proxy_fence")
-                b.do("mbar_arrive", self.full, self.into)
-                b.do("advance", self.into)
+                self.into.release(b)
         return list(env.all(body.yielded))
 
     def product(self, index: Value, b: Builder) -> None:
-        env = Env({self.loop.regions[0].args[0]: index})
         b.loc = self.dot.loc
-        env[self.staged] = b.emit("slot", self.ring, self.out, ahead=0, name=self.staged.name)
-        b.do("mbar_wait", self.full, self.out, lag=0)
-        for o in [*(o for o in self.made.values() if id(o) in (self.reads or ())), *self.late]:
+        env = Env({self.loop.regions[0].args[0]: index, self.staged: self.out.view(b)})
+        self.out.wait(b)
+        for o in [*(o for o in self.made.values() if o in (self.reads or ())), *self.late]:
             b.loc = o.loc
             b.add(copy_op(o.with_attrs(behind=False) if o is self.dot else o, env))
             if o is self.settle:
-                b.do("mbar_arrive", self.empty, self.out)
-                b.do("advance", self.out)
+                self.out.release(b)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Op, Value, uses
+from ...ir.core import Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.registers import frag_words, least
-from ...ir.rewrite import Builder
+from ...ir.rewrite import Builder, branch
 from ...ir.rings import position
 from ...ir.types import Buffer, Pending
 
@@ -49,7 +49,7 @@ def _find(loop: Op, room: int) -> _Products | None:
     if not settles or loop.get("unroll") or any(o.regions or o.kind == "turn" for o in body.ops):
         return None
     readers, carried_values = uses(body), body.args[1:]
-    made = {r: o for o in body.ops for r in o.results}
+    made = body.made
     products = [made.get(s.operands[0]) for s in settles.values()]
     lefts = list(dict.fromkeys(v for s in settles.values() for v in s.operands[1:] if v in made))
     if any(p is None or p.kind != "wgmma" for p in products):
@@ -107,15 +107,17 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
     held = [(zero(v), *(Value(v.type, v.name) for _ in range(2)), v) for v in p.lefts]  # at first, of the iteration before, at last; made
     around = [v for s in p.settles.values() for v in s.operands[1:] if v not in p.lefts]
     inner = Builder(loop.loc)
-    released, last = {id(o) for o in (*p.arrivals, *p.moved)}, list(p.settles.values())[-1]
+    released, last = {*p.arrivals, *p.moved}, list(p.settles.values())[-1]
     for o in body.ops[:-1]:
         inner.loc = o.loc
-        if o.kind != "settle" and id(o) not in released:
+        if o.kind != "settle" and o not in released:
             inner.add(replace(o, operands=tuple(flying.get(v, v) for v in o.operands)))
     inner.loc = last.loc
     inner.do("wgmma_wait", *(before for _, before, _, _ in held), groups=len(p.settles))
     later = inner.emit("ne", body.args[0], first)
-    inner.add(_if(later, [replace(a, attrs={**a.attrs, "lag": 1}) for a in p.arrivals], last))
+    then, behind = Builder(last.loc), Builder(last.loc)
+    then.ops += [a.with_attrs(lag=1) for a in p.arrivals]
+    inner.add(branch(later, then))
     for moved in p.moved:
         inner.add(moved)
     inner.add(replace(body.ops[-1], operands=(*(flying.get(v, v) for v in body.yielded), *(v for *_, v in held))))
@@ -129,11 +131,6 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
         out.add(Op("settle", (ends[at], *final, *dict.fromkeys(around)), (loop.results[at],), {"groups": 0}, (), last.loc))
     some = out.emit("lt", lo, hi)
     end = lambda moved: loop.results[body.yielded.index(moved.result)]
-    left = [replace(a, operands=(a.operands[0], end(m)), attrs={**a.attrs, "lag": 1}) for a, m in zip(p.arrivals, p.moved)]
-    out.add(_if(some, left, last))
+    behind.ops += [a.reading((a.operands[0], end(m))).with_attrs(lag=1) for a, m in zip(p.arrivals, p.moved)]
+    out.add(branch(some, behind))
     return out.ops
-
-
-def _if(condition: Value, ops: list[Op], like: Op) -> Op:
-    empty = Op("yield", loc=like.loc)
-    return Op("if", (condition,), (), {}, (Block((), (*ops, empty)), Block((), (empty,))), like.loc)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.core import Block, Kernel, Op, Value, definitions, made_within, walk
 from ...ir.known import const_of
 from ...ir.rewrite import Builder, edited, map_bodies
 from ...ir.schedule import Schedule
@@ -28,7 +28,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _loop(loop: Op, defs: Mapping[Value, Op]) -> Op | Sequence[Op]:
     body = loop.regions[0]
-    inside = {v for op in walk(body) for v in op.results} | {v for op in walk(body) for r in op.regions for v in r.args} | set(body.args)
+    inside = made_within(body)
     found: dict[Value, dict[Value, int]] = {}
     for op in walk(body):
         if op.kind in ("floordiv", "mod") and op.result.type == Scalar(i32) and op.operands[1] not in inside:

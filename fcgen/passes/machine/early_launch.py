@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import FcError
 from ...ir.async_ops import reaches_tensors
-from ...ir.core import Block, Kernel, Op, Role, walk
+from ...ir.core import Kernel, Op, Role, walk
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 
@@ -25,7 +25,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles: list[Role] = []
     for role in kernel.roles:
         ops = list(role.body.ops)
-        first = next((n for n, op in enumerate(ops) if any(map(reaches_tensors, walk(Block((), (op,)))))), None)
+        first = next((n for n, op in enumerate(ops) if any(map(reaches_tensors, walk(op)))), None)
         if first is not None:
             ops[first:first] = [Op("grid_wait"), *([] if roles else [Op("launch_dependents")])]
         roles.append(replace(role, body=replace(role.body, ops=tuple(ops))))

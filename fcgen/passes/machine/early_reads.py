@@ -45,7 +45,5 @@ def _group(read: Op, ops: list[Op], first: int, made: dict[Value, Op]) -> list[O
     need = set(read.operands)
     group = [o for o in ops[first:at] if need.intersection(o.results) or (o.kind == "mbar_wait" and cursor in o.operands)]
     group += [read, *behind]
-    mine = {r for o in group for r in o.results}
-    earlier = {r for o in ops[:first] for r in o.results}
-    inside = {r for o in ops for r in o.results}
-    return group if all(v in mine or v in earlier or v not in inside for o in group for v in o.operands) else None
+    later = {r for o in ops[first:] if o not in group for r in o.results}
+    return group if all(later.isdisjoint(o.operands) for o in group) else None

@@ -25,8 +25,7 @@ def _block(block: Block) -> Block:
     ops = [o.within(_block) for o in block.ops]
     for op, after in zip(ops, (*ops[1:], None)):
         if op.kind == "proxy_fence" and after is not None and after.kind == "mbar_arrive":
-            gone = {id(o) for o in held}
-            out = [o for o in out if id(o) not in gone]
+            out = [o for o in out if o not in held]
             held = [op, *held[1:]]
             out += held
             continue

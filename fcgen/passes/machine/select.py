@@ -125,15 +125,14 @@ class _Selector:
             b.do("st_shared", frag, buffer, zero, zero)
 
     def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
-        t, zero = op.result.type, b.const(0)
+        t, zero, kind, how = op.result.type, b.const(0), "ld_shared", dict[str, Any]()
         if isinstance(t.layout, OpaqueLayout):
-            env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
+            kind = "wmma_load"
         elif t.dtype.bits in (8, 16) and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
-            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
+            kind, how = "ldmatrix", {"transposed": False, "trans": False}
         elif t.dtype.bits == 16 and self.in_columns(t.layout, op.operands[0].type):
-            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=True)
-        else:
-            env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+            kind, how = "ldmatrix", {"transposed": False, "trans": True}
+        env[op.result] = b.emit(kind, op.operands[0], zero, zero, type=t, name=op.result.name, **how)
 
     def on_combine_across(self, op: Op, b: Builder, env: Env) -> None:
         """Each warp puts its part into shared memory; each reads all parts of its rows and folds them, all in the same order."""

@@ -23,7 +23,7 @@ from ...ir.types import Buffer, Frag
 from ..facts.common import without_effect
 from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
-from .alloc import offsets_of
+from .alloc import side_by_side
 
 #: warps of the warpgroup that copies which are the sender's
 WARPS = 2
@@ -52,13 +52,15 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     first, *others, main = kernel.roles
     ring = lambda v: Value(replace(v.type, slots=slots), v.name)
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
-    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
+    hears = _hears(main.body)
+    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels, hears)))
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    out = replace(kernel, roles=roles, buffers=buffers)
-    fit = lambda k: target.smem_per_sm // (offsets_of(k, target)[2] + target.smem_reserved)
-    return out if slots == 1 or fit(out) >= max(1, min(fit(kernel), schedule.min_blocks)) else None
+    counted = {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears
+    out = _one_more(replace(kernel, roles=roles, buffers=buffers), counted)
+    enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
+    return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
 
 def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
@@ -77,7 +79,7 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
         if op.kind in WRITES and buffer not in env.map:
             env[buffer] = c.view(b)
             c.wait(b)
-            b.add(replace(op, operands=env.all(op.operands)))
+            b.add(env.reading(op))
         elif op.kind == "tma_store" and buffer in env.map:
             c.release(b)
             del env.map[buffer]
@@ -88,7 +90,21 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
     return b.block(block.args)
 
 
-def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
+def _hears(body: Block) -> set[Value]:
+    """Barriers of channels of numbers: where blocks take several tiles, the sender hears of them too."""
+    at = {o.results[0]: o.operands[1] for o in walk(body) if o.kind == "slot"}
+    cursors = {at[o.operands[0]] for o in walk(body) if o.kind == "fetch"}
+    return {o.operands[0] for o in walk(body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[1] in cursors}
+
+
+def _one_more(kernel: Kernel, bars: set[Value]) -> Kernel:
+    """One role more arrives at these barriers."""
+    more = {v: Value(replace(v.type, count=v.type.count + 1), v.name) for v in bars}
+    return replace(kernel, buffers=tuple(more.get(v, v) for v in kernel.buffers),
+                   roles=tuple(replace(r, body=copy_block(r.body, Env(dict(more)))) for r in kernel.roles)) if more else kernel
+
+
+def _sends(block: Block, channels: dict[Value, Channel], hears: set[Value]) -> Block:
     """What the sender does: the loops and scalars that stores follow from, and the stores."""
     b = Builder()
     for op in block.ops:
@@ -101,6 +117,6 @@ def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
                 b.add(replace(op, operands=(*op.operands[:-1], view), attrs={**op.attrs, **c.of_part(part)}))
                 b.do("bulk_commit")
             c.release(b, range(c.parts))
-        elif op.regions or op.kind == "yield" or not has_effect(op):
-            b.add(op.within(lambda r: _sends(r, channels)))
+        elif op.regions or op.kind == "yield" or not has_effect(op) or (op.kind.startswith("mbar_") and op.operands[0] in hears):
+            b.add(op.within(lambda r: _sends(r, channels, hears)))
     return b.block(block.args)

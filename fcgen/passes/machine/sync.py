@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
+from ...ir.depends import depending
 from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.named_barriers import is_one_thread
@@ -39,7 +40,7 @@ from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
 from ..facts.stores import stored_apart
 from . import gather
-from .accesses import READS, WHOLE, Access, area_of, conflict
+from .accesses import READS, WHOLE, Touch, area_of, conflict
 
 #: ops that order what was before them, and touch nothing
 ORDERS = {"settle", "wgmma_wait", "barrier", "mbar_arrive", "commit_group", "proxy_fence"}
@@ -70,18 +71,18 @@ class _State:
     is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read, by group, oldest
     first: a barrier before their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
 
-    seen: frozenset[Access]
-    lane: frozenset[Access]
-    groups: tuple[frozenset[Access], ...]
-    open: frozenset[Access]
-    bulk: tuple[frozenset[Access], ...] = ()
+    seen: frozenset[Touch]
+    lane: frozenset[Touch]
+    groups: tuple[frozenset[Touch], ...]
+    open: frozenset[Touch]
+    bulk: tuple[frozenset[Touch], ...] = ()
     sent: frozenset[tuple[Value, bool]] = frozenset()
-    flying: tuple[frozenset[Access], ...] = ()
+    flying: tuple[frozenset[Touch], ...] = ()
     read: frozenset[Value] = frozenset()
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
-        def both(mine: tuple[frozenset[Access], ...], others: tuple[frozenset[Access], ...]) -> tuple[frozenset[Access], ...]:
+        def both(mine: tuple[frozenset[Touch], ...], others: tuple[frozenset[Touch], ...]) -> tuple[frozenset[Touch], ...]:
             n = max(len(mine), len(others))
             pad = lambda g: (frozenset(),) * (n - len(g)) + g
             return tuple(a | b for a, b in zip(pad(mine), pad(others)))
@@ -95,7 +96,7 @@ class _State:
         old = lambda groups: tuple(g for n, g in enumerate(groups) if any(groups[:n + 1]))
         return replace(self, groups=old(self.groups), flying=old(self.flying))
 
-    def map(self, fn: Callable[[Access], Access]) -> _State:
+    def map(self, fn: Callable[[Touch], Touch]) -> _State:
         each = lambda accesses: frozenset(map(fn, accesses))
         return replace(self, seen=each(self.seen), lane=each(self.lane), groups=tuple(map(each, self.groups)), open=each(self.open),
                        bulk=tuple(map(each, self.bulk)), flying=tuple(map(each, self.flying)))
@@ -106,7 +107,6 @@ class _Sync:
         """lone: the role is one thread."""
         self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, role.warps, definitions(role.body), shared, freed
         self.lone = lone
-        self.warped: dict[Value, bool] = {}
         ops = tuple(walk(role.body))
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
@@ -117,8 +117,8 @@ class _Sync:
         for o in ops:
             if o.kind == "slot":
                 self.slots.setdefault(o.operands[1], set()).add(o.operands[0])
-        #: what a loop carries -> what it starts as
-        self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
+        #: what warps may have of their own
+        self.per_warp = {v for o in ops if o.kind in ("vote_any", "row_part") for v in depending(role.body, o.result)}
 
     # ---- walking ---------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class _Sync:
             state = replace(state, read=frozenset())
         return state
 
-    def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+    def before(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
         """Emit what must stand between the past and these accesses."""
         state = self.bulk(accesses, state, out, op)
         wait = self.newest(state.groups, accesses)
@@ -204,7 +204,7 @@ class _Sync:
             return replace(state, lane=frozenset())
         return state
 
-    def bulk(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+    def bulk(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
         """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
         if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
@@ -219,26 +219,26 @@ class _Sync:
         read = frozenset(a for g in state.bulk[:done] for a in g)
         return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
 
-    def newest(self, groups: tuple[frozenset[Access], ...], accesses: list[Access]) -> int | None:
+    def newest(self, groups: tuple[frozenset[Touch], ...], accesses: list[Touch]) -> int | None:
         """How many groups came after the newest one that matters; older ones are done when it is."""
         meets = lambda group: any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses)
         return next((n for n, group in enumerate(reversed(groups)) if meets(group)), None)
 
-    def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
+    def of_parts(self, past: frozenset[Touch], accesses: list[Touch]) -> int:
         """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
         needed, or none."""
         meeting = [(s.ring, a.ring) for s in past for a in accesses if conflict(s, a, self.offsets, self.warps) == "block"]
         found = {self.parts.get(s, 1) if s is a else 1 for s, a in meeting}
         return found.pop() if len(found) == 1 else 1
 
-    def meet(self, past: frozenset[Access], accesses: list[Access], kind: str) -> bool:
+    def meet(self, past: frozenset[Touch], accesses: list[Touch], kind: str) -> bool:
         return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
 
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
         nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
         own = _rings(op.regions[0]) - nested
 
-        def next_iteration(a: Access) -> Access:
+        def next_iteration(a: Touch) -> Touch:
             return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
 
         if not any(o.kind in WRITES or o.kind == "acquire" for o in walk(op.regions[0])):
@@ -254,7 +254,7 @@ class _Sync:
                 out.append(Op("barrier", loc=op.loc))
                 state, (body, back) = cleared, fewer
         if _common_barrier(body):
-            if op.kind == "for" and any(self._per_warp(v) for v in op.operands[:2]):
+            if op.kind == "for" and not self.per_warp.isdisjoint(op.operands[:2]):
                 raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
                               loc=op.loc, hint="Schedule(own_rows=False), or what goes through shared memory stays in registers")
             if any(o.kind == "token_take" for o in body):
@@ -263,7 +263,7 @@ class _Sync:
         out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
         return state.join(back)
 
-    def settled(self, op: Op, state: _State, next_iteration: Callable[[Access], Access]) -> tuple[list[Op], _State]:
+    def settled(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch]) -> tuple[list[Op], _State]:
         """The body for any iteration, where `state` is in front of the first, and the state behind one as the next sees it."""
         entry = state
         for _ in range(8):
@@ -284,7 +284,7 @@ class _Sync:
         regions, ends = [], []
         for r in op.regions:
             ops, end = self.ops(r.ops, state)
-            if self._per_warp(op.operands[0]) and _common_barrier(ops):
+            if op.operands[0] in self.per_warp and _common_barrier(ops):
                 raise FcError("compile/unsupported", "a branch that warps take on their own needs a barrier of the whole block",
                               loc=op.loc, hint="Schedule(skip_ones=False, own_rows=False)")
             regions.append(Block(r.args, tuple(ops)))
@@ -292,27 +292,21 @@ class _Sync:
         out.append(replace(op, regions=tuple(regions)))
         return ends[0].join(ends[1])
 
-    def _per_warp(self, v: Value) -> bool:
-        if v not in self.warped:
-            d = self.defs.get(self.starts.get(v, v))
-            self.warped[v] = d is not None and (d.kind in ("vote_any", "row_part") or any(self._per_warp(o) for o in d.operands))
-        return self.warped[v]
-
     # ---- accesses --------------------------------------------------------------------------------------------------
 
-    def accesses(self, op: Op) -> list[Access]:
+    def accesses(self, op: Op) -> list[Touch]:
         if op.kind == "acquire":
-            return [Access(*self.place(v), False, WHOLE) for v in op.operands]
+            return [Touch(*self.place(v), False, WHOLE) for v in op.operands]
         if op.kind == "cp_async":
-            return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
+            return [Touch(*self.place(op.operands[-1]), True, WHOLE, True)]
         if op.kind == "tma_store":
-            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False)), op.get("part")))]
+            return [Touch(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False)), op.get("part")))]
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
-            return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
+            return [Touch(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
         if op.kind in ("post", "fetch"):
             place = self.place(op.operands[-1])
-            return [] if place[0] in self.shared else [Access(*place, op.kind == "post", WHOLE)]
+            return [] if place[0] in self.shared else [Touch(*place, op.kind == "post", WHOLE)]
         if op.kind not in READS | WRITES:
             return []
         write = op.kind in WRITES
@@ -322,7 +316,7 @@ class _Sync:
         if self.place(buffer)[0] in self.shared:
             return []
         area = area_of(op, frag.type, buffer.type, const_of(row, self.defs), const_of(col, self.defs))
-        return [Access(*self.place(buffer), write, area)]
+        return [Touch(*self.place(buffer), write, area)]
 
     def place(self, view: Value) -> tuple[Value, int | None]:
         """(ring, slot relative to the current tile) of a view."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from ...ir.core import Kernel, Op, Value, walk_kernel
 from ...ir.layout import SmemLayout
-from ...ir.rewrite import Builder, Env, rewrite
+from ...ir.rewrite import Builder, Env, branch, rewrite
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Mbarrier
@@ -48,10 +48,8 @@ def _sum(op: Op, b: Builder, env: Env, blocks: int, warps: int, buffers: list[Va
         slot = take.emit("slot", ring, take.const(n), ahead=0, name=ring.name)
         one = take.emit("ld_shared", slot, zero, zero, type=t, name=f"{name}_part", few=True)
         total = take.emit("add", total, one, name=name)
-    take.do("yield", total)
     place = give.emit("sub", give.emit("max", rank, give.const(1)), give.const(1))  # of the first block too, where addresses are computed
     give.do("st_shared", v, give.emit("slot", ring, place, ahead=0, name=ring.name), zero, zero, block=0)
     give.do("mbar_arrive", full, cursor, block=0)
-    give.do("yield", v)
-    env[op.result] = b.emit("if", b.emit("eq", rank, zero), type=t, name=name, regions=(take.block(), give.block()))
+    b.add(branch(b.emit("eq", rank, zero), take, [total], [v], env.anew(op.results), give))
     return True

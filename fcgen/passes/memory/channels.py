@@ -154,43 +154,42 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
 # ---- which loads share a ring --------------------------------------------------------------------------------------------
 
 
-def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], warps: Mapping[int, int]) -> tuple[Block, list[Channel]]:
+def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], warps: Mapping[Op, int]) -> tuple[Block, list[Channel]]:
     """The channels between roles, and the body in which each load says the number of its own (`channel`). Copies of one load of the spec
     (in front of a loop, in its copies, after it) share one, since their tiles follow each other; they do not where two of them are held at
-    a time. shared: how many blocks share the copies of a load, by its id; warps: how many read it."""
-    inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
+    a time. shared: how many blocks share the copies of a load; warps: how many read it."""
+    inside = {o for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
-    for o in (o for o in walk(body) if is_shared_load(o) and warps[id(o)]):
+    for o in (o for o in walk(body) if is_shared_load(o) and warps[o]):
         key = o["site"]
-        groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
+        groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else o, []).append(o)
     channels: list[Channel] = []
-    number: dict[int, int] = {}
+    number: dict[Op, int] = {}
     for ops in groups.values():
-        looped = any(id(o) in inside for o in ops)
+        looped = any(o in inside for o in ops)
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
-        number.update((id(o), len(channels)) for o in ops)
+        number.update((o, len(channels)) for o in ops)
         beside = _led(ops, ring, body, channels, number, warps)
-        blocks = min(shared.get(id(o), 1) for o in ops)
-        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, warps[id(ops[0])], looped, blocks))
+        blocks = min(shared.get(o, 1) for o in ops)
+        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, warps[ops[0]], looped, blocks))
 
-    return edited(body, lambda o: o.with_attrs(channel=number[id(o)]) if id(o) in number else o), channels
+    return edited(body, lambda o: o.with_attrs(channel=number[o]) if o in number else o), channels
 
 
-def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int],
-         warps: Mapping[int, int]) -> Channel | None:
+def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[Op, int],
+         warps: Mapping[Op, int]) -> Channel | None:
     """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
     many slots, for as many warps, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
     loop's products."""
     if len(ring.type.shape) != 1:
         return None
     readers_of = uses(body)
-    around = [(block, next(n for n, x in enumerate(block.ops) if x is o)) for o in ops for block in blocks(body)
-              if any(x is o for x in block.ops)]
+    around = [(block, block.ops.index(o)) for o in ops for block in blocks(body) if o in block.ops]
 
     def fits(at: int) -> bool:
-        lead, tiles = channels[at], [o for o in walk(body) if number.get(id(o)) == at]
-        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[id(tiles[0])] == warps[id(ops[0])]
-        beside = [any(x is t for x in block.ops[:n] for t in tiles) for block, n in around]
+        lead, tiles = channels[at], [o for o in walk(body) if number.get(o) == at]
+        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[tiles[0]] == warps[ops[0]]
+        beside = [not set(tiles).isdisjoint(block.ops[:n]) for block, n in around]
         dots = all(u.kind == "dot" and not u.get("early") for o in tiles for u in readers_of[o.result])
         return alike and len(tiles) == len(ops) and all(beside) and dots
 
@@ -211,10 +210,10 @@ def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:
     """Whether a tile of `others` is still read after `load` stands, in the block of both or around it."""
     for block in blocks(body):
-        at = [n for n, o in enumerate(block.ops) if o is load or any(x is load for r in o.regions for x in walk(r))]
-        for other in others:
-            mine = [n for n, o in enumerate(block.ops) if o is other]
-            if mine and at and mine[0] <= at[0] <= max(readers(other.result, block), default=mine[0]):
+        at = next((n for n, o in enumerate(block.ops) if load in walk(o)), -1)
+        for other in (o for o in others if o in block.ops):
+            mine = block.ops.index(other)
+            if mine <= at <= max(readers(other.result, block), default=mine):
                 return True
     return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Op, Value, walk
+from ...ir.core import Block, Op, Value, made_within, walk
 from ...ir.rewrite import Builder
 from ...ir.types import Cursor
 
@@ -18,7 +18,7 @@ def thread_cursors(block: Block) -> Block:
     """`block` is a role's whole body."""
     b = Builder()
     now: dict[Value, Value] = {}
-    given = {v for o in walk(block) for v in (*o.results, *(a for r in o.regions for a in r.args))}
+    given = made_within(block)
     for v in dict.fromkeys(v for o in walk(block) for v in o.operands if isinstance(v.type, Cursor) and v not in given):
         now[v] = b.emit("cursor", slots=v.type.slots, name=f"{v.name}_at")
     ops, _ = _ops(block.ops, now)

@@ -63,7 +63,7 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
 def _claimed(box: Channel, tile: Builder) -> Value:
     """The next tile's number, in a block of one role: claimed behind the tile's last loop, so that the answer comes while results are
     stored, and heard of at the end."""
-    at = 1 + max((n for n, o in enumerate(tile.ops) if any(x.kind == "for" for x in walk(Block((), (o,))))), default=-1)
+    at = 1 + max((n for n, o in enumerate(tile.ops) if any(x.kind == "for" for x in walk(o))), default=-1)
     claim = Value(Scalar(i32), "claimed")
     tile.ops.insert(at, Op("claim", (), (claim,)))
     _tell(box, [claim], tile)
@@ -73,7 +73,7 @@ def _claimed(box: Channel, tile: Builder) -> Value:
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
     enough that the answer is there when it is needed."""
-    waits = lambda o: any(x.kind == "mbar_wait" for x in walk(Block((), (o,))))
+    waits = lambda o: any(x.kind == "mbar_wait" for x in walk(o))
     n = max((n for n, o in enumerate(ops) if waits(o)), default=-1)
     claim = Value(Scalar(i32), "claimed")
     if n >= 0 and ops[n].kind == "if":

@@ -8,7 +8,7 @@ such work outside of loops, for a first or last tile, fill the same ring. `roles
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,17 +69,17 @@ class _Makers:
     def block(self, block: Block, carried: tuple[Value, ...]) -> Block:
         groups = [g for g in self.groups(block, carried) if all(key in self.rings for key, _ in g.stages)]
         at = {g.stages[0][1]: g for g in groups}
-        gone = {id(stage) for g in groups for _, stage in g.stages}
+        gone = {stage for g in groups for _, stage in g.stages}
         b, env, done = Builder(), Env(), set()
         for n, op in enumerate(block.ops):
             if op in at:
                 b.loc = op.loc
                 for k in at[op].early(block, n):  # what its work follows from stands in front
-                    if id(k) not in done:
+                    if k not in done:
                         b.add(k)
-                        done.add(id(k))
+                        done.add(k)
                 at[op].emit(self, b, env)
-            if id(op) in gone or id(op) in done:
+            if op in gone or op in done:
                 continue
             regions = tuple(self.block(r, r.args[1:] if op.kind == "for" else ()) for r in op.regions)
             b.add(substitute(replace(op, regions=regions), env))
@@ -87,26 +87,25 @@ class _Makers:
 
     def groups(self, block: Block, carried: tuple[Value, ...]) -> list[_Group]:
         """Of staged operands that share work."""
-        made = {r: o for o in block.ops for r in o.results}
         out: list[_Group] = []
         counts: dict[Any, int] = {}
         for stage in (o for o in block.ops if o.kind == "stage" and read_by_products(o.result, block)):
-            ops = self.slice(stage, made, carried)
-            spread = ops and _spread(self.around(o for o in block.ops if id(o) in ops), self.schedule)
-            if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
+            ops = self.slice(stage, block.made, carried)
+            spread = ops and _spread(self.around(o for o in block.ops if o in ops), self.schedule)
+            if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops):
                 continue
-            sites = tuple(sorted(str(o.get("site") or o.operands[0].name) for o in ops.values() if o.kind in ("load", "gather")))
+            sites = tuple(sorted(str(o.get("site") or o.operands[0].name) for o in ops if o.kind in ("load", "gather")))
             key = (sites, str(stage.result.type))
             counts[key] = counts.get(key, -1) + 1
-            tiles = {n for n, o in ops.items() if isinstance(o.result.type, Frag)}
+            tiles = {o for o in ops if isinstance(o.result.type, Frag)}
             group = _Group([((key, counts[key]), stage)], ops, spread)
-            for other in [g for g in out if any(n in tiles for n in g.ops)]:
+            for other in [g for g in out if not tiles.isdisjoint(g.ops)]:
                 out.remove(other)
                 group = _Group([*other.stages, *group.stages], {**other.ops, **ops}, {**other.spread, **spread})
             out.append(group)
         return out
 
-    def slice(self, stage: Op, made: dict[Value, Op], carried: tuple[Value, ...]) -> dict[int, Op] | None:
+    def slice(self, stage: Op, made: Mapping[Value, Op], carried: tuple[Value, ...]) -> dict[Op, None] | None:
         """The ops of its block that a staged tile follows from, if no other role is needed for them."""
         def allowed(op: Op) -> bool:
             fixed = op.kind not in ("load", "gather") or op.operands[0] not in self.written
@@ -116,9 +115,9 @@ class _Makers:
 
     def around(self, ops: Iterable[Op]) -> list[Op]:
         """The ops, and those of other blocks that make tiles and vectors for them."""
-        out = {id(o): o for o in ops}
+        out = dict.fromkeys(ops)
         tiles = {v: o for v, o in self.defs.items() if isinstance(v.type, Frag)}
-        return [*(out | (followed([v for o in out.values() for v in o.operands], tiles) or {})).values()]
+        return [*(out | (followed([v for o in out for v in o.operands], tiles) or {}))]
 
     def wanted(self, v: Value, spread: dict[Any, Any]) -> Value:
         """A value of a block around the work, as the work wants it."""
@@ -146,13 +145,13 @@ class _Makers:
 
 
 class _Group:
-    """stages: (what it is made of, the op), in order. ops: the work of its block, by id. spread: layout -> that over the makers' warps."""
+    """stages: (what it is made of, the op), in order. ops: the work of its block. spread: layout -> that over the makers' warps."""
 
-    def __init__(self, stages: list[tuple[Any, Op]], ops: dict[int, Op], spread: dict[Any, Any]):
+    def __init__(self, stages: list[tuple[Any, Op]], ops: dict[Op, None], spread: dict[Any, Any]):
         self.stages, self.ops, self.spread = stages, ops, spread
 
     def early(self, block: Block, n: int) -> list[Op]:
-        return [o for o in block.ops[n:] if id(o) in self.ops and not isinstance(o.result.type, Frag)]
+        return [o for o in block.ops[n:] if o in self.ops and not isinstance(o.result.type, Frag)]
 
     def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
         """The work once more, spread over other warps; what else reads it keeps what there was."""
@@ -160,7 +159,7 @@ class _Group:
         zero = b.const(0)
         for key, stage in self.stages:
             env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
-        for op in self.ops.values():
+        for op in self.ops:
             if isinstance(op.result.type, Frag):
                 mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
         for op in self.in_order():
@@ -176,20 +175,20 @@ class _Group:
 
     def in_order(self) -> list[Op]:
         """Tiles and vectors of the work, each behind what it is made of."""
-        made = {o.result: o for o in self.ops.values() if isinstance(o.result.type, Frag)}
-        out: dict[int, Op] = {}
+        made = {o.result: o for o in self.ops if isinstance(o.result.type, Frag)}
+        out: dict[Op, None] = {}
 
         def visit(op: Op) -> None:
             for v in op.operands:
-                if v in made and id(made[v]) not in out:
+                if v in made and made[v] not in out:
                     visit(made[v])
-            out[id(op)] = op
+            out[op] = None
 
         for _, stage in self.stages:
             op = made.get(stage.operands[0])
-            if op is not None and id(op) not in out:
+            if op is not None and op not in out:
                 visit(op)
-        return list(out.values())
+        return list(out)
 
 
 def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
@@ -209,7 +208,7 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
     frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
     out: dict[Any, Any] = {}
     summed = any(o.kind == "reduce" for o in ops)
-    for old, (rows, cols) in {(t.layout, t.shape) for t in frags if len(t.shape) == 2}:
+    for old, (rows, cols) in dict.fromkeys((t.layout, t.shape) for t in frags if len(t.shape) == 2):
         width = next((v for v in (1, 2, 4, 8, 16, 32) if rowwise(rows, cols, schedule.warps, 32, v) == old), None)
         if width is None:
             return None
@@ -226,14 +225,14 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
 # ---- for `roles` ----------------------------------------------------------------------------------------------------------
 
 
-def rings_made(body: Block) -> dict[int, Value]:
-    """`slot` op, by id -> the ring that the makers fill."""
-    return {id(o): o.operands[0] for o in walk(body) if o.get("made")}
+def rings_made(body: Block) -> dict[Op, Value]:
+    """`slot` op -> the ring that the makers fill."""
+    return {o: o.operands[0] for o in walk(body) if o.get("made")}
 
 
-def sides(body: Block, made: dict[int, Value]) -> tuple[Block, Block]:
+def sides(body: Block, made: dict[Op, Value]) -> tuple[Block, Block]:
     """What the makers do, and what is left for the role that computes."""
-    views = {o.result for o in walk(body) if id(o) in made}
+    views = {o.result for o in walk(body) if o in made}
     fills = lambda o: o.kind == "st_shared" and o.operands[1] in views
     other = lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)
     makes = remove_dead(edited(body, lambda o: None if other(o) else o))
@@ -249,18 +248,15 @@ def chains(body: Block) -> set[int]:
     return {o["chain"] for o in walk(body) if o.kind == "narrow"}
 
 
-def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[int, int]:
-    """Load, by id -> how many warps of these roles wait for its tile."""
-    out = {id(o): 0 for o in loads}
+def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[Op, int]:
+    """Load -> how many warps of these roles wait for its tile."""
+    out = dict.fromkeys(loads, 0)
     sites: dict[str, set[str]] = {}
     for name, (body, warps) in roles.items():
-        for o in walk(body) if body is not None else ():
-            if id(o) in out:
-                out[id(o)] += warps
-        here = {id(o) for o in walk(body)} if body is not None else set()
-        for o in loads:
-            if body is not None:
-                sites.setdefault(o["site"], set()).add(f"{name} {id(o) in here}")
+        here = set(walk(body)) if body is not None else set()
+        for o in loads if body is not None else ():
+            out[o] += warps if o in here else 0
+            sites.setdefault(o["site"], set()).add(f"{name} {o in here}")
     for o in loads:
         torn = [n for n in roles if {f"{n} True", f"{n} False"} <= sites[o["site"]]]
         if torn:
@@ -269,10 +265,9 @@ def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -
     return out
 
 
-def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first: int) -> tuple[Block, list[Channel]]:
+def made_channels(body: Block, made: dict[Op, Value], schedule: Schedule, first: int) -> tuple[Block, list[Channel]]:
     """The body in which each slot that makers fill says the number of its channel, from `first` on. Each warp of the makers arrives for
     what it has stored."""
     rings = list(dict.fromkeys(made.values()))
-
     marked = edited(body, lambda o: o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else o)
     return marked if made else body, [Channel.between(v, schedule.warps, fillers=schedule.makers) for v in rings]

@@ -7,6 +7,7 @@ a role of its own makes the tile, what comes straight from tensors is read some 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...ir.access import SCALARS, Access
@@ -55,7 +56,7 @@ class _Group:
     small: RegLayout
 
     def rewritten(self, buffers: list[Value]) -> Block:
-        mine = {id(o) for o in (*self.stores, *self.work)}
+        mine = {*self.stores, *self.work}
         named, env = {}, Env()
         for s in self.stores:
             if s.kind == "stage":
@@ -65,7 +66,7 @@ class _Group:
         for op in self.block.ops:
             if op is self.stores[0]:
                 self.pieces(named, b)
-            if id(op) not in mine:
+            if op not in mine:
                 b.add(substitute(op, env))
         return b.block(self.block.args)
 
@@ -133,39 +134,36 @@ def _start_of_rows(load: Op) -> int:
 
 def _first(block: Block, apart: bool) -> _Group | None:
     """The next group of stores that share work."""
-    made = {r: o for o in block.ops for r in o.results}
-    place = {id(o): n for n, o in enumerate(block.ops)}
-    slices: list[tuple[list[Op], set[int]]] = []
+    place = {o: n for n, o in enumerate(block.ops)}
+    slices: list[tuple[list[Op], set[Op]]] = []
     whole = lambda o: o.kind == "stage" or (o.kind == "st_shared" and o.operands[0].type.shape == o.operands[1].type.shape)
     for s in filter(whole, block.ops):
-        work = _work(s, made, apart and s.kind == "st_shared")
+        work = _work(s, block.made, apart and s.kind == "st_shared")
         if work is None:
             continue
-        ops, ids = [s], set(work)
-        for other in [x for x in slices if x[1] & ids]:
+        stores, ops = [s], set(work)
+        for other in [x for x in slices if x[1] & ops]:
             slices.remove(other)
-            ops, ids = [*other[0], *ops], ids | other[1]
-        slices.append((ops, ids))
-    for stores, ids in slices:
-        stores = sorted(stores, key=lambda o: place[id(o)])
-        group = _group(block, stores, [o for o in block.ops if id(o) in ids], made, place,
-                       apart and all(o.kind == "st_shared" for o in stores))
+            stores, ops = [*other[0], *stores], ops | other[1]
+        slices.append((stores, ops))
+    for stores, ops in slices:
+        stores = sorted(stores, key=place.__getitem__)
+        group = _group(block, stores, [o for o in block.ops if o in ops], place, apart and all(o.kind == "st_shared" for o in stores))
         if group is not None:
             return group
     return None
 
 
-def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op], place: dict[int, int], apart: bool) -> _Group | None:
+def _group(block: Block, stores: list[Op], work: list[Op], place: dict[Op, int], apart: bool) -> _Group | None:
     tiles = {v.type.layout for o in work for v in o.results if len(v.type.shape) == 2}
     if len(tiles) != 1:
         return None
     layout: RegLayout = tiles.pop()
-    mine = {id(o) for o in (*stores, *work)}
+    mine, made = {*stores, *work}, block.made
     inner = {r for o in work for r in o.results}
-    others = [o for o in block.ops if id(o) not in mine]
-    outside = any(o.reads & inner for o in others)
+    outside = any(o.reads & inner for o in block.ops if o not in mine)
     given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
-    late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
+    late = any(place[o] > place[stores[0]] for o in given if o not in mine)
     if outside or late:
         return None
     rows = {v for o in work for v in o.operands if v not in inner and isinstance(v.type, Frag)}
@@ -179,27 +177,22 @@ def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op]
     return next(fits, groups[-1] if groups else None)
 
 
-def _work(store: Op, made: dict[Value, Op], tensors: bool) -> dict[int, Op] | None:
-    """The ops from reads of shared memory to a store, by id; None where it follows from anything but these and rows that all pieces
+def _work(store: Op, made: Mapping[Value, Op], tensors: bool) -> dict[Op, None] | None:
+    """The ops from reads of shared memory to a store; None where it follows from anything but these and rows that all pieces
     share."""
-    need: dict[int, Op] = {}
+    need: dict[Op, None] = {}
     todo = [store.operands[0]]
     while todo:
         op = made.get(todo.pop())
-        if op is None or id(op) in need:
+        if op is None or op in need:
             continue
         if op.kind not in ROWWISE | {"unstage"} and not (op.kind == "load" and tensors and _start_of_rows(op)):
             return None
         if not isinstance(op.result.type, Frag) or not isinstance(op.result.type.layout, RegLayout):
             return None
-        if op.kind == "broadcast" and op["axes"] == (1,):
-            need[id(op)] = op  # one row for all rows
-            continue
-        if op.kind in AHEAD:
-            need[id(op)] = op
-            continue
         if op.kind == "reduce" and op["axis"] != 1:
             return None
-        need[id(op)] = op
-        todo += [v for v in op.operands if not isinstance(v.type, Scalar)]
-    return need if any(o.kind in AHEAD for o in need.values()) else None
+        need[op] = None
+        if op.kind not in AHEAD and not (op.kind == "broadcast" and op["axes"] == (1,)):  # (that is one row for all rows)
+            todo += [v for v in op.operands if not isinstance(v.type, Scalar)]
+    return need if any(o.kind in AHEAD for o in need) else None

@@ -13,13 +13,14 @@ What a block of one role does for one tile goes under what hands out tiles (`gri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ...ir.access import guards
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Value, walk
-from ...ir.rewrite import Builder, Env, copy_op, substitute_block
+from ...ir.rewrite import Builder, Env, branch, copy_op, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
@@ -31,6 +32,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
+    told = dict.fromkeys([*kernel.meta.get("remarks", ()), *_at_use(kernel, schedule, p)])
+    kernel = kernel.with_meta(remarks=tuple(told)) if told else kernel
     if schedule.copy != "tma" and (schedule.persistent != "none" or schedule.l2):
         box = mailbox(kernel, schedule)
         p.buffers += box.buffers if box is not None else []
@@ -56,6 +59,16 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
         raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
+
+
+def _at_use(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> Iterator[tuple[str, str]]:
+    """Loads of loops in which others run ahead, and that do not: whatever waits for them waits for memory."""
+    for loop in walk(kernel.body):
+        own = [o for o in loop.regions[0].ops if p.own(o)] if loop.kind == "for" and not loop.get("unroll") else []
+        if any(o["site"] in p.ahead for o in own):
+            yield from (("stages", f"%{o['site']} is loaded where it is used, and nothing of it ahead: what its place follows from is not "
+                         "known before, or no cp_async can move it") for o in own
+                        if o["site"] not in p.ahead and o.get("stages", schedule.slots) > 1)
 
 
 @dataclass
@@ -93,20 +106,17 @@ class _Pipeliner:
                         and ops[i + 1].get("chain") == op["chain"]:
                     i += 1
                     chain.append(ops[i])
-                self.loops([self._subst(o, env) for o in chain], chain, b, env)
+                self.loops([env.reading(o) for o in chain], chain, b, env)
             elif self.own(op):
-                self.in_place(self._subst(op, env), op, b, env)
+                self.in_place(env.reading(op), op, b, env)
             else:
-                new = self._subst(op, env).within(lambda r: self.block(substitute_block(r, env)))
+                new = env.reading(op).within(lambda r: self.block(substitute_block(r, env)))
                 b.add(replace(new, results=env.anew(op.results)))
             i += 1
         return b.block(block.args)
 
     def own(self, op: Op) -> bool:
         return is_shared_load(op) and fills_itself(op, self.schedule)
-
-    def _subst(self, op: Op, env: Env) -> Op:
-        return op.reading(env.all(op.operands))
 
     def channel(self, load: Op, slots: int) -> Channel:
         ring = Value(replace(load.result.type, slots=slots), loaded_name(load))
@@ -190,10 +200,7 @@ class _Pipeliner:
                     where.add(copy_op(op, env))
             view = r.channel.view(then, n, r.slots - 1 if ahead is None else ahead, load.loc)
             start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
-        then.do("yield")
-        empty = Builder(b.loc)
-        empty.do("yield")
-        b.do("if", inside, regions=(then.block(), empty.block()), loc=rings[0].loads[loop].loc)
+        b.add(branch(inside, then, loc=rings[0].loads[loop].loc))
         b.do("commit_group", loc=rings[0].loads[loop].loc)
 
     def _steady(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
@@ -201,31 +208,24 @@ class _Pipeliner:
         b = Builder(rings[0].loads[loop].loc)
         one = b.const(1)
         n = b.emit("sub", b.emit("sub", high, one), j, name="n") if down else b.emit("sub", j, low, name="n")
-        env = Env()
-        views = []
-        for r in rings:
-            view = r.channel.view(b, n, 0, r.loads[loop].loc)
-            env[r.loads[loop].result] = view
-            views.append(view)
-        b.do("acquire", *views)
+        env = Env({r.loads[loop].result: r.channel.view(b, n, 0, r.loads[loop].loc) for r in rings})
+        b.do("acquire", *env.map.values())
         for depth in sorted({r.slots for r in rings}):
             far = b.const(depth - 1)
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
             self._start([r for r in rings if r.slots == depth], loop, index, inside, n, None, b)
-        ring_loads = {id(r.loads[loop]) for r in rings}
-        rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
-        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
+        b.ops += [substitute(o, env) for o in body.ops if not any(o is r.loads[loop] for r in rings)]
+        return b.block(body.args)
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
         j, env = body.args[0], Env({r.loads[loop].result: r.channel.ring for r in rings})
         spans = [_span(r.loads[loop].result, body) for r in rings]
         first = {_before_rare_branch(body, max([-1, *(b for _, b in spans if b < at)]) + 1, at): i for i, (at, _) in enumerate(spans)}
-        loads = {id(r.loads[loop]) for r in rings}
+        loads = [r.loads[loop] for r in rings]
         b = Builder()
-        one = b.const(1)
-        zero = b.const(0)
+        one, zero = b.const(1), b.const(0)
         following = b.emit("sub", j, one, name="next") if down else b.emit("add", j, one, name="next")
         more = b.emit("ge", following, low) if down else b.emit("lt", following, high)
 
@@ -240,7 +240,7 @@ class _Pipeliner:
                 self._start([load], loop, following, more, zero, 0, b)
 
         for k, op in enumerate(body.ops):
-            if id(op) in loads:
+            if op in loads:
                 continue
             if k in first:
                 b.do("acquire", rings[first[k]].channel.ring, loc=op.loc)
@@ -248,7 +248,7 @@ class _Pipeliner:
                     refill(first[k])
             if op.kind == "yield" and len(rings) == 1:
                 refill(1)
-            b.add(substitute_block(Block((), (op,)), env).ops[0])
+            b.add(substitute(op, env))
         return b.block(body.args)
 
 

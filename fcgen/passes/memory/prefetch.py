@@ -60,10 +60,9 @@ class _Read:
 def _reads(body: Block, written: set[Value], spare: int) -> list[_Read]:
     """In order. One that is too large, or whose place follows from anything but the index, is left where it is. spare: registers for this
     iteration's and the next one's."""
-    made = {r: o for o in body.ops for r in o.results}
     found: dict[Value, _Read] = {}
     for op in body.ops:
-        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
+        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, body.made):
             places = sources(op.operands, body, lambda o: o.kind in PLACES, found)
             words = 2 * frag_words(op.result.type)
             if places is None or not (places or any(v is body.args[0] or v in found for v in op.operands)) or words > max(spare, 0):
@@ -129,8 +128,8 @@ class _Ahead:
                 first[r.op.result].append(self.made(r, n, start, down, first, before, op))
         inner, env = Builder(op.loc), Env({v: held[0] for v, held in self.held.items()})
         new = {r.op.result: self.made(r, r.ahead, body.args[0], down, self.held, inner) for r in self.reads}
-        gone = {id(r.op) for r in self.reads}
-        inner.ops += [substitute(o, env) for o in body.ops[:-1] if id(o) not in gone]
+        gone = {r.op for r in self.reads}
+        inner.ops += [substitute(o, env) for o in body.ops[:-1] if o not in gone]
         carried = [x for v, held in self.held.items() for x in (*held[1:], new[v])]
         last = substitute(body.ops[-1], env)
         inner.add(replace(last, operands=(*last.operands, *carried)))

@@ -65,13 +65,13 @@ class _Work:
         self.make(start, start, 0, before, loop)
         inner = Builder(loop.loc)
         env = Env({v: inner.emit("slot", ring, index, ahead=0, name=v.name) for v, ring in self.rings.items()})
-        mine = {id(o) for o in self.ops if not isinstance(o.result.type, Scalar)}
+        mine = {o for o in self.ops if not isinstance(o.result.type, Scalar)}
         for n, op in enumerate(self.body.ops):
             if n == self.at:
                 inner.loc = loop.loc
                 one = inner.const(1)
                 self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
-            if id(op) not in mine:
+            if op not in mine:
                 inner.add(substitute(op, env))
         before.add(replace(loop, regions=(inner.block(self.body.args),)))
         return before.ops
@@ -90,19 +90,18 @@ class _Work:
 
 
 def _work(body: Block, written: set[Value]) -> _Work | None:
-    made = {r for o in body.ops for r in o.results}
     others = {v for o in body.ops if o.get("math", "wgmma") != "wgmma" for v in o.operands}
     stages = [o for o in body.ops if o.kind == "stage" and o.result not in others and read_by_products(o.result, body)]
-    chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
+    chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, written)) is not None]
     while True:  # what others read of the work cannot be moved
-        inside = {id(o) for _, ops in chosen for o in ops}
-        outside = {v for o in body.ops if id(o) not in inside for v in o.reads}
+        inside = {o for _, ops in chosen for o in ops}
+        outside = {v for o in body.ops if o not in inside for v in o.reads}
         tiles = lambda s, ops: [v for o in ops if o is not s for v in o.results if not isinstance(v.type, Scalar)]
         kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
         if len(kept) == len(chosen):
             break
         chosen = kept
-    work = [o for o in body.ops if id(o) in inside]
+    work = [o for o in body.ops if o in inside]
     if not any(o.kind == "load" for o in work):
         return None
     rings = {s.result: Value(replace(s.result.type, slots=2), s.result.name) for s, _ in chosen}
@@ -112,7 +111,7 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     return _Work(body, work, rings, at)
 
 
-def _leads_to(stage: Op, body: Block, made: set[Value], written: set[Value]) -> list[Op] | None:
+def _leads_to(stage: Op, body: Block, written: set[Value]) -> list[Op] | None:
     """The ops that a staged tile follows from, in order, if that is the index alone."""
-    fixed = lambda op: op.kind not in ("load", "gather") or (op.operands[0] not in written and guarded(op, made))
+    fixed = lambda op: op.kind not in ("load", "gather") or (op.operands[0] not in written and guarded(op, body.made))
     return sources([stage.result], body, lambda op: op.kind in WORK and not op.regions and fixed(op))

@@ -133,13 +133,13 @@ class _Filler:
     def _block(self, block: Block, env: Env) -> Block:
         b = Builder()
         args = env.anew(block.args)
-        together = {id(o): [x for x, _ in group] for group in companions([o for o in block.ops if o.kind == "load"], self.channels)
+        together = {o: [x for x, _ in group] for group in companions([o for o in block.ops if o.kind == "load"], self.channels)
                     for o, _ in group}
         for op in block.ops:
             b.loc = op.loc
             if op.kind == "load" and "channel" in op.attrs:
                 channel = self.channels[op["channel"]]
-                self.copy(op, channel, together[id(op)], b, env)
+                self.copy(op, channel, together[op], b, env)
             elif op.regions:
                 copied = op.within(lambda r: self._block(r, env))
                 b.add(replace(copied, operands=env.all(op.operands), results=env.anew(op.results)))
@@ -165,7 +165,7 @@ class _Reader:
 
     def __init__(self, channels: Sequence[Channel], turns: bool, shared: set[int]):
         self.channels, self.turns, self.shared = channels, turns, shared
-        self.inner: dict[int, list[tuple[tuple[Value, ...], Channel]]] = {}  # branch -> the tiles that are let go inside it
+        self.inner: dict[Op, list[tuple[tuple[Value, ...], Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
         return self._walk(copy_block(block, Env()))
@@ -181,7 +181,7 @@ class _Reader:
         for op in block.ops:
             if op.kind != "narrow" or op["end"] == "inner" or op["chain"] in self.shared:
                 continue
-            at = [(n, [o for o in (x, *(y for r in x.regions for y in walk(r))) if o.kind == "for" and o.get("chain") == op["chain"]])
+            at = [(n, [o for o in walk(x) if o.kind == "for" and o.get("chain") == op["chain"]])
                   for n, x in enumerate(block.ops)]
             at = [(n, loops) for n, loops in at if loops]
             if not at:
@@ -218,7 +218,7 @@ class _Reader:
         for vs, c in (*mine, *passed):  # those of an outer block that are let go in here too
             span = sorted({n for v in vs for n in readers(v, block)})
             if span and block.ops[span[-1]].kind == "if":
-                self.inner.setdefault(id(block.ops[span[-1]]), []).append((vs, c))
+                self.inner.setdefault(block.ops[span[-1]], []).append((vs, c))
             else:
                 last.setdefault(span[-1] if span else -1, []).append(c)
         b = Builder(loc)
@@ -235,7 +235,7 @@ class _Reader:
             elif (own := self.of(op)) is not None:
                 env[op.result] = own.view(b)
             else:
-                inner = tuple(self.inner.get(id(op), ()))
+                inner = tuple(self.inner.get(op, ()))
                 b.add(substitute(op.within(partial(self._walk, passed=inner, loc=op.loc)), env))
             for c in last.get(n, ()):
                 c.release(b)

@@ -15,7 +15,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, uses
 from ...ir.depends import sources
 from ...ir.elementwise import INVERSE
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
@@ -71,14 +71,14 @@ def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op], stays:
     mask = env[u.mask]
     for op in u.spread:
         mask = masked.add(replace(op, operands=(mask,), results=(Value(op.result.type),))).result
-    masked.do("yield", masked.emit("select", mask, *select.operands[1:], name=select.result.name))
+    kept = masked.emit("select", mask, *select.operands[1:], name=select.result.name)
     chosen = select.operands[1 if u.either else 2]
-    plain.do("yield", chosen if isinstance(chosen.type, Frag) else plain.emit("full", chosen, type=select.result.type))
+    chosen = chosen if isinstance(chosen.type, Frag) else plain.emit("full", chosen, type=select.result.type)
     out = Builder(select.loc)
     for op in block.ops:
         if op is select:
             test = _opposite(u.s, defs, out) if u.either else u.s
-            out.add(Op("if", (test,), select.results, {}, (masked.block(), plain.block()), select.loc))
+            out.add(branch(test, masked, [kept], [chosen], select.results, plain))
         else:
             out.add(op)
     return Block(block.args, tuple(out.ops))
@@ -98,12 +98,12 @@ def _only_for(block: Block, select: Op, u: _Uniform, stays: Callable[[Op], bool]
     inside = {v for o in block.ops for r in o.regions for v in r.reads}
     others = [op for op in block.ops if _uniform(op, defs) is not None]
     chosen, mine, wanted = [select, *others], [select], {v for o in others for v in o.operands[1:]} | {u.s, *select.operands[1:]}
-    for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
+    for op in reversed(block.ops[:block.ops.index(select)]):
         read = [x for r in op.results for x in readers.get(r, ())]
         gone = bool(read) and not inside & set(op.results) and not wanted & set(op.results) and not op.regions and not has_effect(op)
-        if gone and all(any(x is c for c in (mine if op.kind == "load" else chosen)) for x in read) and not stays(op):
+        if gone and all(x in (mine if op.kind == "load" else chosen) for x in read) and not stays(op):
             chosen.append(op)
-            if all(any(x is c for c in mine) for x in read):
+            if all(x in mine for x in read):
                 mine.append(op)
     # the condition itself and what it is spread by are left to be removed
-    return sources([u.mask], Block((), tuple(o for o in block.ops if any(o is c for c in chosen[1 + len(others):])))) or []
+    return sources([u.mask], Block((), tuple(o for o in block.ops if o in chosen[1 + len(others):]))) or []

@@ -18,7 +18,7 @@ from ...ir.alignment import WIDEST
 from ...ir.core import Block, Op, Value, walk
 from ...ir.depends import readers
 from ...ir.layout import SmemLayout, native_smem
-from ...ir.store_ops import MOST_AXES, MOST_BOX
+from ...ir.store_ops import MOST_BOX
 from ...ir.types import Buffer, Tile
 from ..facts.common import ELEMENTWISE, index_slice, without_effect
 from ..facts.stores import bulk_refusal
@@ -125,7 +125,7 @@ def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bo
         return False
     if copy == "tma":
         boxed = ring_buffer(t).layout.panel <= MOST_BOX and t.shape[-1] * t.dtype.bytes % WIDEST == 0
-        boxed = boxed and len(op.operands[0].type.dims) <= MOST_AXES and op.operands[0].type.dtype.bits <= 32
+        boxed = boxed and op.operands[0].type.dtype.bits <= 32
         return boxed and len(t.shape) <= 2 and bulk_refusal(op, homes.kernel, homes.defs, "") is None
     run = next(n for n in range(homes.widest(op), 0, -1) if t.shape[-1] % n == 0)
     ahead = loop is None or index_slice(loop, op.operands[1:], written) is not None
@@ -146,7 +146,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
     staged: dict[Any, int] = {}
     sent: dict[Value, int] = {}
     looped: dict[Value, int] = {}
-    inside = {id(o) for f in walk(homes.kernel.body) if f.kind == "for" for o in walk(f.regions[0])}
+    inside = {o for f in walk(homes.kernel.body) if f.kind == "for" for o in walk(f.regions[0])}
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
@@ -155,7 +155,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
                     slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
                     staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
-            (looped if id(op) in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
+            (looped if op in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
     room -= sum(rings.values())
     mine = sum(staged.values()) + sum(looped.values())
     if schedule.persistent != "none":

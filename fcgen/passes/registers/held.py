@@ -47,11 +47,10 @@ class _Held:
             before.add(copy_op(op, starts))
         body, args = loop.regions[0], tuple(v.anew() for v in self.carried)
         out, env = Builder(), Env()
-        mine = {id(op) for op in self.work}
         for op in body.ops:
             if op is self.branch:
                 out.add(self.again(op, env.anew(self.carried), args))
-            elif id(op) not in mine:
+            elif op not in self.work:
                 out.add(self.with_own(substitute(op, env)))
         last = out.ops[-1]
         out.ops[-1] = replace(last, operands=(*last.operands, *env.all(self.carried)))
@@ -91,7 +90,7 @@ def _follows(loop: Op, branch: Op) -> _Held | None:
                if kept[k] in place and body.yielded[place[kept[k]] - 1] is r}
     if not changed or branch.regions[1].ops[:-1]:
         return None
-    made = {r for o in body.ops for r in o.results} | set(body.args)
+    made = {*body.made, *body.args}
     work: list[Op] = []
     follow, constants = set(changed), {}
     for op in body.ops[body.ops.index(branch) + 1:]:
@@ -105,9 +104,9 @@ def _follows(loop: Op, branch: Op) -> _Held | None:
     votes = {o.result for o in work if o.kind == "vote_any"}
     if not votes:
         return None
-    mine, read = {id(o) for o in work}, set()
+    read = set[Value]()
     for op in body.ops:
-        if id(op) not in mine:
+        if op not in work:
             read |= set(op.operands)
             for n, r in enumerate(op.regions):
                 if not (op.kind == "if" and n == 0 and op.operands[0] in votes):

@@ -74,8 +74,8 @@ class Homes:
 
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
-        rows, (down, _), size = op.result.type.shape[0], self.grid(op), op.operands[0].type.dtype.bytes
-        return wgmma_a(rows, self.inner(op), down, size) if op["math"] == "wgmma" else mma_a(rows, self.inner(op), (down, 1), size)
+        (rows, depth), down, size = op.operands[0].type.shape, self.grid(op)[0], op.operands[0].type.dtype.bytes
+        return wgmma_a(rows, depth, down, size) if op["math"] == "wgmma" else mma_a(rows, depth, (down, 1), size)
 
     def columns(self, v: Value, flipped: bool = False) -> int:
         """In runs of how many columns warps, or warpgroups, read a shared tile as it is stored; 0 where they read all of them."""
@@ -88,9 +88,6 @@ class Homes:
                 run = v.type.shape[1] // across
                 out = gcd(out, run if u["math"] == "wgmma" else mma_run(run) if across > 1 else 0)
         return out
-
-    def inner(self, op: Op) -> int:
-        return op.operands[0].type.shape[1]
 
     def source(self, v: Value) -> tuple[Value, bool]:
         """A dot operand without its transposes: (stored tile, whether it is read transposed)."""

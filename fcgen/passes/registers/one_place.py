@@ -14,7 +14,7 @@ from functools import reduce
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, edited, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, branch, copy_op, edited, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar, i32
@@ -55,9 +55,8 @@ def _read(block: Block, read: Op, defs: Mapping[Value, Op]) -> Block | None:
     tests = [before.emit("eq", *e) for e in ends.values() if e is not None]
     same = reduce(lambda a, b: before.emit("and", a, b), tests)
     alone = _only_for(block, {read, use}, readers)
-    sides = Builder(read.loc), Builder(read.loc)
-    for n, side in enumerate(sides):
-        env = Env()
+    sides, envs = (Builder(read.loc), Builder(read.loc)), (Env(), Env())
+    for n, (side, env) in enumerate(zip(sides, envs)):
         if n == 0:
             first = [e[0] if (e := ends.get(v)) is not None else v for v in read.operands[1:]]
             number = side.emit("gather", read.operands[0], *first, type=Scalar(read.result.type.dtype), name=read.result.name)
@@ -65,11 +64,10 @@ def _read(block: Block, read: Op, defs: Mapping[Value, Op]) -> Block | None:
         for o in block.ops:
             if o in alone and (n == 1 or o is not read):
                 side.add(copy_op(o, env))
-        side.do("yield", env[use.result])
     for o in block.ops:
         if o is use:
             out.ops += before.ops
-            out.add(Op("if", (same,), use.results, {}, tuple(s.block() for s in sides), use.loc))
+            out.add(branch(same, sides[0], envs[0].all(use.results), envs[1].all(use.results), use.results, sides[1], use.loc))
         elif o not in alone:
             out.add(o)
     return Block(block.args, tuple(out.ops))

@@ -20,7 +20,7 @@ from ...ir.access import Access, along
 from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
 from ...ir.moves import quad_rows
-from ...ir.rewrite import Builder, Env
+from ...ir.rewrite import Builder, Env, branch
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
@@ -97,7 +97,7 @@ class _Placer:
             try:
                 self.op(op, b, env)
             except FcError as e:
-                raise e.at(op.loc) from None
+                raise e.at(op.place or op.loc) from None
 
     def op(self, op: Op, b: Builder, env: Env) -> None:
         if op.kind == "for":
@@ -219,7 +219,8 @@ class _Placer:
         if op.kind in ELEMENTWISE or op.kind == "gather":
             args = [x if isinstance(x.type, Tensor) else self.want(x, layout, b, env) for x in op.operands]
             return b.emit(op.kind, *args, type=t, name=v.name, loc=op.loc, **op.attrs)
-        raise AssertionError(f"{op.kind} has no home and cannot be remade")
+        raise FcError("compile/unsupported", f"{op.kind}: threads do not keep whole parts of %{v.name or '?'} to themselves", got=v.type,
+                      loc=op.place or op.loc, expected="a part of what a dot makes, along the columns of each warp")
 
     def convert(self, v: Value, home: Any, b: Builder, name: str, of: Value | None = None) -> Value:
         """Through shared memory, unless the map is the same. of: the tile of the program that it is. A row of it is stored once, in front
@@ -274,12 +275,11 @@ class _Placer:
         self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
         moved = b.emit("vote_any", b.emit("ne", self.want(row, layout, b, env), one, type=Frag(i1, row.type.shape, layout)), name="moved")
-        inner = Builder(op.loc)
+        inner, keep, out = Builder(op.loc), Builder(op.loc), Value(_at(op.result, home), op.result.name)
         with self.inside(inner, True):
-            inner.do("yield", self.compute(op, home, inner, env))
-        keep = Builder(op.loc)
-        keep.do("yield", self.want(tile, home, keep, env))
-        return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
+            product = self.compute(op, home, inner, env)
+        b.add(branch(moved, inner, [product], [self.want(tile, home, keep, env)], (out,), keep))
+        return out
 
     def reduced(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)

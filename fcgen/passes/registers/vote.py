@@ -12,13 +12,14 @@ the branch too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
 from ...ir.depends import followed
 from ...ir.known import const_of
 from ...ir.op_table import having
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
+from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
@@ -78,8 +79,8 @@ class _Vote:
         self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, told
         self.rare: dict[str, Any] = {"rare": True} if choice.get("rare") else {}
         self.compare_bits = bits
-        self.local = {r: o for o in block.ops for r in o.results}
-        self.place = {id(o): n for n, o in enumerate(block.ops)}
+        self.local = block.made
+        self.place = {o: n for n, o in enumerate(block.ops)}
         self.users = uses(block)
         self.same: dict[Value, Value] = {}  # value -> what it is where the condition is false everywhere
         self.neutral: dict[Value, float] = {}  # value -> the constant that it is there: 1 or 0
@@ -134,13 +135,13 @@ class _Vote:
                                             for o in self.users.get(v, ()))]
 
     def first_use(self, v: Value) -> int:
-        spots = [self.place[id(o)] for o in self.users[v] if id(o) in self.place
+        spots = [self.place[o] for o in self.users[v] if o in self.place
                  and not (o.results and (o.results[0] in self.same or o.results[0] in self.neutral))]
         nested = [n for n, o in enumerate(self.block.ops) if o.regions and v in o.reads - set(o.operands)]
         return min([*spots, *nested], default=len(self.block.ops) - 1)
 
     def position(self, v: Value) -> int:
-        return self.place[id(self.local[v])]
+        return self.place[self.local[v]]
 
     def inside(self, outputs: list[Value]) -> list[Op]:
         """The ops that make the outputs, as far as they hang on the condition or serve nothing else."""
@@ -154,42 +155,37 @@ class _Vote:
         while changed:  # ops that turned out to serve only the branch
             changed = False
             for o in self.block.ops:
-                if id(o) not in need and (is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
+                if o not in need and (is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
                         and o.result not in self.same and o.result not in stays and self.users.get(o.result) \
-                        and all(id(u) in need for u in self.users.get(o.result, ())):
-                    need[id(o)] = o
+                        and all(u in need for u in self.users.get(o.result, ())):
+                    need[o] = None
                     changed = True
-        return [o for o in self.block.ops if id(o) in need]
+        return [o for o in self.block.ops if o in need]
 
     # ---- writing ----
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
-        covered = {id(o) for o in inside}
-        read = [v for o in self.block.ops if id(o) not in covered for v in o.reads]
+        covered = set(inside)
+        read = [v for o in self.block.ops if o not in covered for v in o.reads]
         # what ops outside read stays for them too, unless the branch gives it
         covered -= set(followed(read, {r: o for o in inside for r in o.results if r not in outputs}) or ())
         b, env = Builder(), Env()
         for n, op in enumerate(self.block.ops):
             if n == at:
                 self.branch(outputs, inside, b, env)
-            if id(op) not in covered:
+            if op not in covered:
                 b.add(substitute(op, env))
         return b.block(self.block.args)
 
     def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
         b.loc = self.local[self.condition].loc
-        kept = {r for o in inside for r in o.results}
-        test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
-        if test is None:
-            test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
+        made = {r: o for o in inside for r in o.results}
+        test = self.bit_condition(b, made, env) or self.lane_condition(b, made) or copy_slice(self.condition, made, b, Env())
         some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any", **self.rare)
         then, inner = Builder(b.loc), Env()
         for o in inside:
             then.add(copy_op(o, inner))
-        then.do("yield", *(inner[v] for v in outputs))
-        keep = Builder(b.loc)
-        keep.do("yield", *(self.same[v] for v in outputs))
-        b.add(Op("if", (some,), env.anew(outputs), {}, (then.block(), keep.block()), b.loc))
+        b.add(branch(some, then, [inner[v] for v in outputs], [self.same[v] for v in outputs], env.anew(outputs)))
 
     def threshold(self) -> tuple[Op, Value, Value | None, Value] | None:
         """(reduce, old, scale, t) where the condition is (max(old, row maximum) - old) [* scale] > t with scale and t positive."""
@@ -217,7 +213,7 @@ class _Vote:
         fits = reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32"
         return (reduce, old, scale, t) if fits else None
 
-    def bit_condition(self, b: Builder, inside: set[Value], later: Env) -> Value | None:
+    def bit_condition(self, b: Builder, made: Mapping[Value, Op], later: Env) -> Value | None:
         """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least,
         negative elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it
         decides."""
@@ -225,8 +221,7 @@ class _Vote:
         if found is None:
             return None
         reduce, old, scale, t = found
-        env = Env()
-        old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
+        old = copy_slice(old, made, b, Env())
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
         most = self.most_bits(reduce, b, later)
         most = b.emit("max", most, b.const(0), name="most")
@@ -242,7 +237,7 @@ class _Vote:
                     later[op.result] = most
         return most
 
-    def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
+    def lane_condition(self, b: Builder, made: Mapping[Value, Op]) -> Value | None:
         """The condition on each lane's own part of the row maximum that it is a threshold on."""
         chain: list[tuple[Op, int]] = []
         v = self.condition
@@ -264,22 +259,20 @@ class _Vote:
         part = op.operands[0]
         env = Env()
         for link, side in reversed(chain):
-            operands = tuple(part if n == side else copy_slice(x, {r: o for r, o in self.local.items() if r in inside}, b, env)
-                             for n, x in enumerate(link.operands))
+            operands = tuple(part if n == side else copy_slice(x, made, b, env) for n, x in enumerate(link.operands))
             part = b.emit(link.kind, *operands, name=link.result.name, **link.attrs)
         return part
 
     def from_combine(self, v: Value) -> bool:
-        chain = followed([v], {r: o for r, o in self.local.items() if o.kind == "combine" or o.kind in MONOTONE}) or {}
-        return any(o.kind == "combine" for o in chain.values())
+        chain = followed([v], {r: o for r, o in self.local.items() if o.kind == "combine" or o.kind in MONOTONE}) or ()
+        return any(o.kind == "combine" for o in chain)
 
     def is_positive(self, v: Value) -> bool:
         return positive(v, self.positive, self.defs)
 
 
-def copy_slice(v: Value, made: dict[Value, Op], b: Builder, env: Env | None = None) -> Value:
+def copy_slice(v: Value, made: Mapping[Value, Op], b: Builder, env: Env) -> Value:
     """`v` computed here from copies of the ops that the branch takes with it."""
-    env = Env() if env is None else env
     op = made.get(v)
     if op is None or isinstance(v.type, Scalar) or v in env.map:
         return env[v]

@@ -66,17 +66,14 @@ class Affine:
         out: Value | None = None
         for v, n in sorted(f.terms, key=lambda t: (t[1] < 0, self.order[t[0]])):
             if out is None:
-                out = v if n == 1 else self.b.emit("mul", v, self.literal(n))
+                out = v if n == 1 else self.b.emit("mul", v, self.b.const(n))
             elif n == -1:
                 out = self.b.emit("sub", out, v)
             else:
-                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.literal(n)))
+                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.b.const(n)))
         if out is None:
-            return self.literal(f.const)
-        return self.b.emit("add", out, self.literal(f.const)) if f.const else out
-
-    def literal(self, n: int) -> Value:
-        return self.b.const(n)
+            return self.b.const(f.const)
+        return self.b.emit("add", out, self.b.const(f.const)) if f.const else out
 
     def floordiv(self, f: Form, d: int) -> Form | None:
         """floor(f / d), d > 0: what d divides comes out, the rest becomes one scalar."""
@@ -87,7 +84,7 @@ class Affine:
         rest = Form(0, frozenset((v, n) for v, n in f.terms if n % d), r)
         if not rest.terms:
             return whole
-        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.literal(d)))
+        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.b.const(d)))
 
     def extreme(self, kind: str, a: Form, b: Form, name: str = "") -> Form:
         """max or min of two scalars; of two that differ by a known number, the right one."""
@@ -99,7 +96,7 @@ class Affine:
 
     def switch(self, cond: Value) -> Range:
         """Everything or nothing, by a scalar condition."""
-        make = lambda: self.b.emit("select", cond, self.literal(BIG), self.literal(-BIG))
+        make = lambda: self.b.emit("select", cond, self.b.const(BIG), self.b.const(-BIG))
         return Range(None, self.once(("switch", cond), make))
 
     def switched(self, r: Range) -> Value | None:
@@ -210,7 +207,7 @@ class Affine:
             return Range(None, high.shift(1))
         if f.known is not None:
             return ALL if f.known >= 0 else EMPTY
-        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.literal(0))))
+        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.b.const(0))))
 
     def both(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:

@@ -15,7 +15,7 @@ from ...ir.access import Access
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
 from ...ir.depends import followed
 from ...ir.known import const_of
-from ...ir.rewrite import Builder, Env, map_bodies, substitute
+from ...ir.rewrite import Builder, Env, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import COMPARISONS, without_effect
@@ -31,14 +31,14 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         if name not in names:
             raise FcError("compile/schedule", f"Schedule.from_end names {name}, which is no axis of the grid with tiles of a tensor",
                           expected=", ".join(sorted(names)) or "none here", got=name, hint=did_you_mean(name, names))
-        axis = kernel.grid[names[name]]
-        _check(kernel, axis, kernel.body.args[names[name]], name)
-        if isinstance(axis.dim, str) or axis.dim % axis.tile:
-            if schedule.epilogue == "tma":
-                _check_stores(kernel, axis, kernel.body.args[names[name]], name)
-            kernel = map_bodies(kernel, lambda body: _shifted(body, axis, body.args[names[name]]))  # noqa: B023 (called at once)
-        else:
+        axis, index = kernel.grid[names[name]], kernel.body.args[names[name]]
+        starts = _starts(kernel.body, axis, index)
+        _check(kernel, axis, index, starts, name)
+        if isinstance(axis.dim, int) and axis.dim % axis.tile == 0:
             raise without_effect("from_end", f"all tiles along {name} are whole", got=f"{axis.dim} / {axis.tile}")
+        if schedule.epilogue == "tma":
+            _check_stores(kernel, starts, name)
+        kernel = kernel.with_body(_shifted(kernel.body, axis, starts))
     return kernel
 
 
@@ -48,11 +48,10 @@ def _starts(body: Block, axis: GridAxis, index: Value) -> list[Op]:
     return [o for o in body.ops if o.kind == "mul" and index in o.operands and any(const_of(v, defs) == axis.tile for v in o.operands)]
 
 
-def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
+def _check(kernel: Kernel, axis: GridAxis, index: Value, starts: list[Op], name: str) -> None:
     """The index is only read to find the tile's start; no tensor's last axis runs along it, where runs of elements begin at a whole one;
     and no position is compared with the axis's size: one in front of the axis would pass as valid."""
-    starts = _starts(kernel.body, axis, index)
-    other = next((o for o in walk(kernel.body) if index in o.operands and not any(o is s for s in starts)), None)
+    other = next((o for o in walk(kernel.body) if index in o.operands and o not in starts), None)
     if other is not None or not starts:
         raise FcError("compile/schedule", f"Schedule.from_end: the index of {name} is read for more than the tile's start",
                       loc=other.loc if other is not None else None, got=other.kind if other is not None else "nothing")
@@ -77,8 +76,8 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
                           expected="an axis whose neighbours are whole rows apart")
 
 
-def _check_stores(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
-    first = {s.result for s in _starts(kernel.body, axis, index)}
+def _check_stores(kernel: Kernel, starts: list[Op], name: str) -> None:
+    first = {s.result for s in starts}
     defs = definitions(kernel.body)
     for op in walk(kernel.body):
         if op.kind == "store" and is_box(op) and any(_follows(v, first, defs) for v in Access.of(op).scalars):
@@ -99,16 +98,15 @@ def _is_size(v: Value, axis: GridAxis, defs: dict[Value, Op]) -> bool:
 def _follows(v: Value, first: set[Value], defs: dict[Value, Op]) -> bool:
     """Whether a position is the start, or the start and something."""
     sums = {r: o for r, o in defs.items() if o.kind in ("add", "broadcast", "full", "transpose")}
-    found = followed([v], sums, stop=first) or {}
-    return v in first or any(x in first for o in found.values() for x in o.operands)
+    found = followed([v], sums, stop=first) or ()
+    return v in first or any(x in first for o in found for x in o.operands)
 
 
-def _shifted(body: Block, axis: GridAxis, index: Value) -> Block:
-    starts = {id(o) for o in _starts(body, axis, index)}
+def _shifted(body: Block, axis: GridAxis, starts: list[Op]) -> Block:
     b, env = Builder(), Env()
     for op in body.ops:
         b.loc = op.loc
-        if id(op) not in starts:
+        if op not in starts:
             b.add(substitute(op, env))
             continue
         start = b.add(replace(substitute(op, env), results=(Value(op.result.type, "whole_start"),))).result

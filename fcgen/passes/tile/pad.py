@@ -62,8 +62,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
         if op.get("grid") and op.operands[1].type.shape[1] not in runs:
             n = op.operands[1].type.shape[1]
             across[n] = max(op["grid"][1], across.get(n, 1))
-    whole = lambda n: n if n <= 1 and not ones else padded(n, GRANULE * max(2 if n in deep else 1, across.get(n, 1)))
-    size = whole if dots else lambda n: n if n in runs and n % GRANULE == 0 else shared_out(n)
+    # what is cut out of a tile, and what it is cut out of, stay as they are (in IR that has been through `row_sums`)
+    cut = {v.type.shape[op["axis"]] for op in walk_kernel(kernel) if op.kind == "slice" for v in (op.operands[0], op.result)}
+    whole = lambda n: n if (n <= 1 and not ones) or n in cut else padded(n, GRANULE * max(2 if n in deep else 1, across.get(n, 1)))
+    size = whole if dots else lambda n: n if n in cut or (n in runs and n % GRANULE == 0) else shared_out(n)
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel

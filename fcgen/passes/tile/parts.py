@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import FcError, Loc
+from ...ir.attrs import RANK
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ...ir.known import const_of
-from ...ir.rewrite import Builder
+from ...ir.rewrite import Builder, branch
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tensor, Tile, i32
@@ -22,6 +23,9 @@ from ..facts.common import effect, without_effect
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.parts == 1:
         return kernel
+    if len(kernel.grid) == RANK:
+        raise FcError("compile/schedule", "Schedule.parts: the grid has no room for one more axis, of the blocks that share a loop",
+                      expected=f"at most {RANK - 1} axes", got=RANK, hint="join axes, or leave parts out of the schedule")
     loop = shared_loop(kernel.body, schedule.parts)
     part, b = Value(Scalar(i32), "part"), Builder()
     defs, first = definitions(kernel.body), None
@@ -31,16 +35,18 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
             _shared(op, part, schedule.parts, defs, b)
         elif op.kind != "yield" and effect(op) == "write":
             first = first or b.emit("eq", part, b.const(0), name="first_part")
-            b.do("if", first, regions=(Block((), (op, Op("yield"))), Block((), (Op("yield"),))))
+            then = Builder()
+            then.add(op)
+            b.add(branch(first, then, loc=op.loc))
         else:
             b.add(op)
     grid = (*kernel.grid, GridAxis("part", schedule.parts, cluster=schedule.parts))
-    return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid)
+    return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid, order=())  # (`order` comes later)
 
 
 def shared_loop(body: Block, parts: int) -> Op:
     """The loop that is shared. Raises FcError "compile/schedule" where there is none, or it is more than sums."""
-    loops = [op for op in body.ops if any(o.kind == "for" for o in walk(Block((), (op,))))]
+    loops = [op for op in body.ops if any(o.kind == "for" for o in walk(op))]
     if len(loops) != 1 or loops[0].kind != "for":
         raise without_effect("parts", "blocks share the iterations of one loop", expected="one loop outside of all others", got=parts)
     (loop,) = loops

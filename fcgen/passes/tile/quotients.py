@@ -31,7 +31,7 @@ def divisor(v: Value, affine: Affine) -> Value | None:
 
 def bounded(d: Value, affine: Affine) -> Value:
     """The divisor, at least 1 (a size may be 0) and below `MOST`."""
-    b, lit = affine.b, affine.literal
+    b, lit = affine.b, affine.b.const
     return affine.flag(("divisor", d), lambda: b.emit("max", b.emit("min", d, lit(MOST - 1)), lit(1)))
 
 
@@ -42,7 +42,7 @@ def divided(f: Form, d: Value, affine: Affine) -> Form:
 
 def times(f: Form, d: Value, affine: Affine) -> Form:
     """f * d as a scalar before the loop; where that is past `MOST`, a number past it on the same side."""
-    b, lit = affine.b, affine.literal
+    b, lit = affine.b, affine.b.const
 
     def make() -> Value:
         by = bounded(d, affine)

@@ -58,7 +58,7 @@ class _Widen:
     def block(self, block: Block) -> Block:
         out, env = Builder(), Env()
         for op in block.ops:
-            op = replace(op, operands=env.all(op.operands))
+            op = env.reading(op)
             out.loc = op.loc
             pair = self.pair(op) if op.kind == "for" else None
             if pair is not None:
@@ -107,7 +107,7 @@ class _Widen:
         """The row sum that grows by what the dot reads, as the dot's accumulator does."""
         carried, yielded = body.args[1:], body.yielded
         acc = self.carried(dot.result, body)
-        if len(dot.operands) != 3 or acc is None or not self.only_read_by(dot.result, 1):
+        if len(dot.operands) != 3 or acc is None or not self.read_once(dot.result):
             return None
         factor = self.factor(dot.operands[2], carried[acc], tall=True)
         if factor is None:
@@ -117,7 +117,7 @@ class _Widen:
         for op in sorted(sums, key=lambda o: o.operands[0] is source):  # first what was rounded as the dot's operand was
             for add in self.uses.get(op.result, ()):
                 row = self.carried(add.result, body) if add.kind == "add" else None
-                if row is None or not (self.only_read_by(op.result, 1) and self.only_read_by(yielded[row], 1)):
+                if row is None or not (self.read_once(op.result) and self.read_once(yielded[row])):
                     continue
                 other = next(v for v in add.operands if v is not op.result)
                 if self.factor(other, carried[row], tall=False) == factor:
@@ -127,18 +127,18 @@ class _Widen:
     def carried(self, v: Value, body: Block) -> int | None:
         return next((n for n, y in enumerate(body.yielded) if y is v), None)
 
-    def only_read_by(self, v: Value, count: int) -> bool:
-        return len(self.uses.get(v, ())) == count
+    def read_once(self, v: Value) -> bool:
+        return len(self.uses.get(v, ())) == 1
 
     def factor(self, v: Value, of: Value, tall: bool) -> tuple[Value | None] | None:
         """(f,) where v is of * f (with `tall`, f spread over the columns), (None,) where v is `of`; else None, as when anyone else reads
         `of`."""
-        if not self.only_read_by(of, 1):
+        if not self.read_once(of):
             return None
         if v is of:
             return (None,)
         op = self.defs.get(v)
-        if op is None or op.kind != "mul" or of not in op.operands or not self.only_read_by(v, 1):
+        if op is None or op.kind != "mul" or of not in op.operands or not self.read_once(v):
             return None
         f = next((x for x in op.operands if x is not of), of)
         if not tall:

@@ -123,11 +123,8 @@ class Factor:
             self.seen.update(op.results)
         return tuple(out)
 
-    def free(self, v: Value) -> bool:
-        return scale_free(const_of(v, self.defs))
-
     def unscaled(self, v: Value) -> Value | None:
-        return self.of.get(v) or (v if self.free(v) else None)
+        return self.of.get(v) or (v if scale_free(const_of(v, self.defs)) else None)
 
     def comes_first(self, v: Value) -> bool:
         """Whether v is a dot that all others of its block follow from, and that runs in its own iteration."""
@@ -216,8 +213,6 @@ class Factor:
         rest = tuple(Block(r.args, self.ops(r)) for r in op.regions[1:])
         out.append(replace(op, operands=(*op.operands[:2], *(v for v in starts if v is not None)), results=tuple(results),
                            regions=(Block(tuple(args), tuple(ops)), *rest)))
-        inside = set(self.of) - set(before)
-        for v in inside:
-            del self.of[v]
+        self.of = {v: x for v, x in self.of.items() if v in before}
         for i in sorted(assumed):
             self.factored(op.results[i], results[i], op, out)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from math import inf
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
+from ...ir.core import Block, Kernel, Op, Value, definitions, made_within, walk
+from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import positive, promised_positive
@@ -35,7 +35,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
 
     def _unknown(loop: Op, defs: dict[Value, Op]) -> list[Value]:
         """Numbers from in front of a loop that its tiles are multiplied by."""
-        inside = {v for o in walk(loop.regions[0]) for v in (*o.results, *(a for r in o.regions for a in r.args))}
+        inside = made_within(loop.regions[0])
         factors = dict.fromkeys(o.operands[1] for o in walk(loop.regions[0]) if is_root(o))
         return [c for c in factors if c in defs and c not in inside and not positive(c, told, defs)]
 
@@ -50,13 +50,11 @@ def _twice(loop: Op, c: Value, kernel: Kernel) -> list[Op] | None:
     factor = Factor(known, Block((), (copy,)), kernel)
     factor.seen |= definitions(kernel.body).keys() | {known}
     then.ops += factor.ops(factor.block)
-    then.do("yield", *env.all(loop.results))
-    moved = remove_dead(then.block())
-    if block_cost(next(o for o in moved.ops if o.kind == "for").regions[0]) > (1 - SAVED) * block_cost(loop.regions[0]):
-        return None
+    ends = env.all(loop.results)
     otherwise.add(copy_op(loop, env := Env()))
-    otherwise.do("yield", *env.all(loop.results))
     finite = out.emit("lt", c, const(out, inf))
     above = out.emit("and", out.emit("ge", c, const(out, LEAST)), finite)
-    out.add(Op("if", (above,), loop.results, {}, (moved, otherwise.block()), loop.loc))
+    both = out.add(branch(above, then, ends, env.all(loop.results), loop.results, otherwise).within(remove_dead))
+    if block_cost(next(o for o in both.regions[0].ops if o.kind == "for").regions[0]) > (1 - SAVED) * block_cost(loop.regions[0]):
+        return None
     return out.ops

@@ -25,8 +25,8 @@ from ...errors import Loc
 from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
 from ...ir.known import const_of
-from ...ir.op_table import having
 from ...ir.ops import OPS, infer
+from ...ir.registers import VIEWS
 from ...ir.rewrite import carrying, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -36,7 +36,6 @@ from . import taken  # noqa: F401 (its rule is one of them)
 from .rules import apply_rules
 
 SWEEPS = 8
-VIEWS = having("cheap") | {"transpose"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:

@@ -26,11 +26,11 @@ from ...ir.access import guards
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk, walk_kernel
 from ...ir.depends import followed
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
+from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import index_slice, without_effect
 from .gaps import at_most
 
 VIEWS = {"load", "transpose"}
@@ -57,7 +57,7 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
     ops = list(block.ops)
     i = 0
     while i < len(ops):
-        op = replace(ops[i], operands=env.all(ops[i].operands))
+        op = env.reading(ops[i])
         out.loc = op.loc
         if op.kind != "for":
             out.add(op.within(lambda r: _block(substitute_block(r, env), defs, turns, done)))
@@ -66,7 +66,7 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
         chain = [ops[i]]
         while (between := _up_to_next(ops, i)) is not None:
             for scalar in between:  # ends of the next range: they hang on no loop
-                out.add(replace(scalar, operands=env.all(scalar.operands)))
+                out.add(env.reading(scalar))
             i += len(between) + 1
             chain.append(ops[i])
         i += 1
@@ -106,7 +106,7 @@ def _alone(parts: _Parts) -> None:
             raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is an iteration ahead already, where "
                           f"%{late} runs late", loc=op.loc, hint="late or early in a loop, not both")
         for field, why in (("rolling", "its left operand is made an iteration before"), ("behind", "it is an iteration behind")):
-            if op.get(field) and any(op is o for o in parts.late):
+            if op.get(field) and op in parts.late:
                 raise FcError("compile/schedule", f"Schedule.{field}: %{op['site']} runs late: {why}", loc=op.loc,
                               hint=f"late or {field}, not both of one dot")
 
@@ -132,31 +132,36 @@ class _Parts:
         for op in body.ops:
             if op.kind == "dot" or op.regions or has_effect(op) or any(v in waits for v in op.operands):
                 waits.update(op.results)
-        chosen = {id(o) for o in body.ops if o.get("late")}
+        chosen = {o for o in body.ops if o.get("late")}
         ops = body.ops[:-1]
         for op in reversed(ops):
             us = [u for r in op.results for u in self.readers.get(r, ())]
             view = op.kind in VIEWS or (computed and not any(v in waits or isinstance(v.type, Scalar) for v in op.results))
-            if view and us and all(id(u) in chosen for u in us):
-                chosen.add(id(op))
-        made = {r for o in ops if id(o) in chosen for r in o.results}
+            if view and us and all(u in chosen for u in us):
+                chosen.add(op)
+        made = {r for o in ops if o in chosen for r in o.results}
         for op in ops:  # what follows from late results, and stores of it
-            if id(op) not in chosen and any(v in made for v in op.operands) and _follows(op, body):
-                chosen.add(id(op))
+            if op not in chosen and any(v in made for v in op.operands) and _follows(op, body):
+                chosen.add(op)
                 made.update(op.results)
-        self.late = [o for o in ops if id(o) in chosen]
-        self.early = [o for o in ops if id(o) not in chosen]
+        self.late = [o for o in ops if o in chosen]
+        self.early = [o for o in ops if o not in chosen]
         #: carried values whose next value a late op makes
         self.finished = [n for n, y in enumerate(body.yielded) if y in made]
         read, changes = {v for o in self.late for v in o.operands}, set(body.args[1:])
         #: of these, the ones that the next tile's late ops go on with
         self.onward = [n for n in self.finished if body.args[1 + n] in read]
-        scalars: dict[Value, Op] = {}  # what follows from the loop's index alone
+        scalars: dict[Value, Op] = {}  # what late ops make again: it follows from the loop's index alone
         for op in self.early:
             if not op.regions and all(isinstance(r.type, Scalar) for r in op.results) and not changes.intersection(op.operands):
                 scalars.update((r, op) for r in op.results)
             else:
                 changes.update(op.results)
+        written = {o.operands[0] for o in walk(body) if o.kind == "store"}
+        places = [v for o in self.late if o.kind == "load" for v in o.operands[1:] if v in changes]
+        for op in index_slice(body, tuple(v for v in places if index_slice(body, (v,), written) is not None), written) or ():
+            scalars.update((r, op) for r in op.results)  # where a late load reads: not carried, so that its tile can be brought ahead
+            changes.difference_update(op.results)
         #: what late ops read of the others, and of carried values as they were in front of early ops that change them
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
                                       if v in changes and v not in made and v not in {body.args[1 + n] for n in self.finished}))
@@ -173,13 +178,12 @@ class _Parts:
 
     def first(self, late_results: set[Value]) -> list[Op]:
         """Early ops that stand in front of the late ones: dots that need nothing from them, with what they read."""
-        made = {r: o for o in self.early for r in o.results}
-        waits: set[int] = set()
+        made, waits = {r: o for o in self.early for r in o.results}, set(late_results)
         for o in self.early:
-            if any(v in late_results or (v in made and id(made[v]) in waits) for v in o.operands):
-                waits.add(id(o))
-        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(d.operands, made)]}
-        return [o for o in self.early if id(o) in need]
+            if not waits.isdisjoint(o.operands):
+                waits.update(o.results)
+        need = {o for d in self.early if d.kind == "dot" and d.result not in waits for o in [d, *_slice(d.operands, made)]}
+        return [o for o in self.early if o in need]
 
 
 def _follows(op: Op, body: Block) -> bool:
@@ -191,8 +195,8 @@ def _follows(op: Op, body: Block) -> bool:
 
 def _slice(values: Iterable[Value], made: dict[Value, Op]) -> list[Op]:
     """The ops that these values follow from, in order."""
-    need = followed(values, made) or {}
-    return [o for o in dict.fromkeys(made.values()) if id(o) in need]
+    need = followed(values, made) or ()
+    return [o for o in dict.fromkeys(made.values()) if o in need]
 
 
 @dataclass
@@ -215,18 +219,17 @@ class _Skew:
         whole = next((n for n, o in enumerate(self.chain) if o.get("part") != "full"), 0)
         carried = list(first.operands[2:])
         values, cut = self.peel(whole, start, carried, b)
+        ends = {v: b.emit("min" if down else "max", v, limit) for v in dict.fromkeys(v for o in self.chain for v in o.operands[:2])
+                if v is not low and v is not high}  # in front of all loops: nothing stands between those of a chain
+        ends[high if down else low] = limit
         for n, op in enumerate(self.chain):
-            bounds = tuple(limit if v is (high if down else low) else v if v is end or v is low or v is high
-                           else b.emit("min" if down else "max", v, limit) for v in op.operands[:2])
+            bounds = tuple(ends.get(v, v) for v in op.operands[:2])
             if n == 0 and op.get("part") == "masked" and len(self.chain) > 1 and self.one_tile(op):
                 continue  # the tile in front of the loops is all that this copy was for
             values, cut = self.loop(n, op, bounds, values, cut, one, b)
         values = self.finish(len(self.chain) - 1, end, values, cut, b)
-        b.do("yield", *values)
-        idle = Builder(first.loc)
-        idle.do("yield", *first.operands[2:])
         results = tuple(r.anew() for r in last.results)
-        out.add(Op("if", (some,), results, {}, (b.block(), idle.block()), first.loc))
+        out.add(branch(some, b, values, first.operands[2:], results, loc=first.loc))
         return results
 
     def peel(self, n: int, index: Value, carried: list[Value], b: Builder) -> tuple[list[Value], list[Value]]:
@@ -258,7 +261,7 @@ class _Skew:
         for k in parts.finished:
             env[body.args[1 + k]] = late[body.yielded[k]]
         for o in parts.early:
-            if not any(o is f for f in front):
+            if o not in front:
                 inner.add(copy_op(o, env))
         inner.do("yield", *((late if k in parts.onward else env)[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
         results = tuple(a.anew() for a in args)

@@ -27,9 +27,10 @@ from dataclasses import replace
 from functools import reduce
 
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, made_within, walk, walk_kernel
+from ...ir.depends import depending
 from ...ir.known import const_of
-from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead, rewrite
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
@@ -49,12 +50,25 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.along_rows = lambda op: along_rows(op, schedule)
     splitter.positive = promised_positive(kernel)
-    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(_of_all_rows(block, parts))))
     if schedule.split == "branch" and not splitter.branched:
         raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
     if splitter.remarks:
         out = out.with_meta(remarks=tuple(dict.fromkeys([*out.meta.get("remarks", ()), *splitter.remarks])))
     return out
+
+
+def _of_all_rows(body: Block, parts: int) -> Block:
+    """Ends of ranges are those of all rows, where IR that was read has others for another number of groups of warps."""
+    others = {v for o in walk(body) if o.kind == "row_part" and o["parts"] != parts for v in depending(body, o.result)}
+
+    def rule(op: Op, b: Builder, env: Env) -> bool:
+        stale = op.kind == "narrow" and op.operands[1] in others
+        if stale:
+            env[op.result] = op.operands[0]
+        return stale
+
+    return rewrite(body, rule) if others else body
 
 
 class _Splitter:
@@ -99,8 +113,7 @@ class _Splitter:
     def loop(self, op: Op, out: Builder, nested: bool) -> None:
         out.loc = op.loc
         body = op.regions[0]
-        inside = {v for r in op.regions for o in walk(r) for v in (*o.results, *(a for q in o.regions for a in q.args))}
-        inside |= {a for r in op.regions for a in r.args}
+        inside = {v for r in op.regions for v in made_within(r)}
         affine = Affine(body.args[0], inside, self.defs, out, positive=self.positive)
         lo, hi = (affine.exact(v) for v in op.operands[:2])
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
@@ -136,14 +149,13 @@ class _Splitter:
     def live_bounds(self, op: Op, affine: Affine, bounds: Range) -> Range:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
-            affine.index = live.args[0]
+            affine.index, label = live.args[0], op.get("label") or live.args[0].name
             start, affine.gaps = bounds.lo, 0
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
             if affine.gaps > (bounds.gap is not None) and not affine.rows:
-                self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
+                self.remarks.append(("gaps", f"the loop over {label} may run over tiles that nobody needs, "
                                              "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
-                label = op.get("label") or live.args[0].name
                 self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
                                           f"{reason(affine, v)}") for v in affine.open]
             affine.index = index

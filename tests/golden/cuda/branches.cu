@@ -33,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 branches_sm_89(const float* __restrict__ X, float* __restrict__ Y, const int* __restrict__ table, int N) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_tiles = (N + 255) / 256;
     const int i_ = i_tiles - 1 - int(blockIdx.x);
     // spec.py:2

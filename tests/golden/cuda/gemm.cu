@@ -77,6 +77,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;

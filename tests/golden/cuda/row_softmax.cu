@@ -42,6 +42,7 @@ row_softmax_sm_89(const float* __restrict__ X, long long X_s0, float* __restrict
         int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_ = blockIdx.x;
     // spec.py:3
     const int row = i_ * 16;

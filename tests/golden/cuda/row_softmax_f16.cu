@@ -61,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 row_softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float scale, int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_ = blockIdx.x;
     // spec.py:3
     const int row = i_ * 16;

@@ -84,7 +84,7 @@ __device__ __forceinline__ float div_approx(float a, float b) {
     return y;
 }
 
-// 1 registers in one global store
+// a register in one global store
 __device__ __forceinline__ void st_global_b32x1(void* dst, const uint32_t* v) {
     *static_cast<uint32_t*>(dst) = v[0];
 }
@@ -115,6 +115,7 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const uint32_t x_smem = smem_base + x_offset;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;

@@ -46,6 +46,7 @@ wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict
     const uint32_t a_smem = smem_base + a_offset;
     const uint32_t b_smem = smem_base + b_offset;
     const uint32_t c_smem = smem_base + c_offset;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;

@@ -83,6 +83,7 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const uint32_t tile_smem = smem_base + tile_offset;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int cols_tile_tiles = (N + 63) / 64;
     const int cols_tile = int(blockIdx.x) % cols_tile_tiles;
     const int rows_tile = int(blockIdx.x) / cols_tile_tiles;

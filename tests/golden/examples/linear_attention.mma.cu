@@ -109,7 +109,7 @@ constexpr uint32_t tile_offset_3 = 49152;  // f16[64,64]{panel 64 swizzle 128}
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_across(int i) { return i / 2 % 2; }
 __device__ constexpr int col_inside(int i) { return i / 4 * 2 + i % 2; }
-__device__ constexpr int row_tmp_5(int i) { return i / 8; }
+__device__ constexpr int row_tmp_3(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2,
@@ -123,6 +123,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t tile_smem = smem_base + tile_offset;
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
     const uint32_t tile_smem_3 = smem_base + tile_offset_3;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int h = int(blockIdx.x) % H;
     const int b = int(blockIdx.x) / H;
     // w = log_decay[h]  [linear_attention.py:16]
@@ -233,10 +234,10 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         }
         commit_group();
         // inside = fc.dot(q, k.T) * fc.exp(fc.where(i >= j, (i - j) * w, -fc.inf))  # inf nowhere, so that it has a gradient everywhere  [linear_attention.py:22]
-        float tmp[32];
+        float q_dot_k[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp[i] = 0.0f;
+            q_dot_k[i] = 0.0f;
         const uint32_t q_at = q + q_lane;
         const uint32_t k_at = k + k_lane;
         #pragma unroll
@@ -249,7 +250,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
                 ldmatrix_x4(&k_4[i * 4], (k_at ^ (k_3 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], q_3, &k_4[ni * 2]);
+                mma_m16n8k16_f16(&q_dot_k[ni * 4], q_3, &k_4[ni * 2]);
         }
         // i, j = (rows.index - rows.start).to(fc.f32), (cols.index - cols.start).to(fc.f32)  [linear_attention.py:21]
         float i_[2];
@@ -269,10 +270,10 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         for (int i = 0; i < 16; ++i)
             st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &state_2[i]);
         __syncthreads();
-        float tmp_2[32];
+        float q_dot_tile[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = 0.0f;
+            q_dot_tile[i] = 0.0f;
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
             uint32_t q_4[4];
@@ -283,16 +284,16 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
                 ldmatrix_x4_trans(&tile[i * 4], (tile_at_2 ^ (i * 32)) + k_5 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_2[ni * 4], q_4, &tile[ni * 2]);
+                mma_m16n8k16_f16(&q_dot_tile[ni * 4], q_4, &tile[ni * 2]);
         }
-        float tmp_3[2];
+        float tmp[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_3[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
+            tmp[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
         float across[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            across[i] = tmp_2[i] * tmp_3[row_across(i)];
+            across[i] = q_dot_tile[i] * tmp[row_across(i)];
         // inside = fc.dot(q, k.T) * fc.exp(fc.where(i >= j, (i - j) * w, -fc.inf))  # inf nowhere, so that it has a gradient everywhere  [linear_attention.py:22]
         // fc.store(O[b, h, rows], (across + fc.dot(inside.to(V.dtype), v)).to(O.dtype))  [linear_attention.py:24]
         uint32_t inside[16];
@@ -300,8 +301,8 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         for (int i = 0; i < 16; ++i) {
             const float x = i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? (i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w : -INF;
             const float x_2 = i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? (i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w : -INF;
-            const float lo = tmp[2 * i] * exp2_approx(x * 1.442695f);
-            const float hi = tmp[2 * i + 1] * exp2_approx(x_2 * 1.442695f);
+            const float lo = q_dot_k[2 * i] * exp2_approx(x * 1.442695f);
+            const float hi = q_dot_k[2 * i + 1] * exp2_approx(x_2 * 1.442695f);
             inside[i] = pack_f16(lo, hi);
         }
         const uint32_t v_at = v + tile_lane_2;
@@ -345,22 +346,22 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         // i, j = (rows.index - rows.start).to(fc.f32), (cols.index - cols.start).to(fc.f32)  [linear_attention.py:21]
         // across = fc.dot(q, state.to(V.dtype)) * fc.exp((i + 1.0) * w)  [linear_attention.py:23]
         // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
-        float tmp_4[4];
+        float tmp_2[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_4[i] = exp2_approx((w_times_63 - fmaf(float(i * 4), w, float(copy_row) * w)) * 1.442695f);
+            tmp_2[i] = exp2_approx((w_times_63 - fmaf(float(i * 4), w, float(copy_row) * w)) * 1.442695f);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
-        uint32_t tmp_5[16];
+        uint32_t tmp_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float lo_2 = at_f16(k_7, 2 * i) * tmp_4[row_tmp_5(2 * i)];
-            const float hi_2 = at_f16(k_7, 2 * i + 1) * tmp_4[row_tmp_5(2 * i + 1)];
-            tmp_5[i] = pack_f16(lo_2, hi_2);
+            const float lo_2 = at_f16(k_7, 2 * i) * tmp_2[row_tmp_3(2 * i)];
+            const float hi_2 = at_f16(k_7, 2 * i + 1) * tmp_2[row_tmp_3(2 * i + 1)];
+            tmp_3[i] = pack_f16(lo_2, hi_2);
         }
         __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4((tile_at_5 ^ (i % 2 * 64)) + i * 512, &tmp_5[i * 4]);
+            st_shared_b32x4((tile_at_5 ^ (i % 2 * 64)) + i * 512, &tmp_3[i * 4]);
         __syncthreads();
         #pragma unroll
         for (int k_8 = 0; k_8 < 4; ++k_8) {

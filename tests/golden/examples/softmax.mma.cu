@@ -68,6 +68,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, int M, int N) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile = blockIdx.x;
     // (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))  [softmax.py:11]
     const int rows_start = rows_tile * 16;
@@ -82,11 +83,11 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         l[i] = 0.0f;
-    // full part of the range
     const int x_row = warp * 4;
     const int x_col = lane * 8;
     const f16* x_base = X + (long long)(rows_start + x_row) * X_s0 + x_col;
     const int x_pos = rows_start + x_row;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile = 0; cols_tile < whole_to; ++cols_tile) {
         // soft.add(fc.load(X[rows, cols]).to(fc.f32))  [softmax.py:14]
@@ -299,8 +300,8 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     for (int i = 0; i < 4; ++i)
         rcp_l[i] = rcp_approx(l[i]);
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:15]
-    // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile_3 = 0; cols_tile_3 < whole_to; ++cols_tile_3) {
         const int cols_start_2 = cols_tile_3 * 256;

@@ -35,9 +35,9 @@ __device__ __forceinline__ int floor_div(int a, int b) {
 
 // PTX ISA, ld
 __device__ __forceinline__ unsigned short ld_shared_b16(uint32_t src) {
-    unsigned short h;
-    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(h) : "r"(src) : "memory");
-    return h;
+    unsigned short y;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(y) : "r"(src) : "memory");
+    return y;
 }
 
 // PTX ISA, cvt: half to float, exact
@@ -123,6 +123,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
     const uint32_t tile_smem_3 = smem_base + tile_offset_3;
     const uint32_t tile_smem_4 = smem_base + tile_offset_4;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -167,12 +168,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         acc[i] = 0.0f;
-    // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
     const uint32_t k_tile_at = k_tile_smem + q_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
     const uint32_t v_at = v_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         const int cols_start = cols_tile * 64;
@@ -362,10 +363,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // full part of the range
     const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
     const uint32_t v_at_2 = v_smem_2 + q_lane;
     const uint32_t tile_at_2 = tile_smem_2 + q_lane;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
         const int cols_start_2 = cols_tile_2 * 64;
@@ -551,10 +552,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // masked part of the range
     const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
     const uint32_t v_at_3 = v_smem_3 + q_lane;
     const uint32_t tile_at_3 = tile_smem_3 + q_lane;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
         const int cols_start_3 = cols_tile_3 * 64;

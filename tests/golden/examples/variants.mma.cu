@@ -120,6 +120,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int lane = threadIdx.x % 32;
     const uint32_t q_smem = smem_base + q_offset;
     const uint32_t tile_smem = smem_base + tile_offset;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -203,11 +204,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         acc[i] = 0.0f;
-    // masked part of the range
     const uint32_t k_tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const int pos0 = warp * 16 + lane / 4;
-    const int pos0_2 = lane % 4 * 2;
+    const int col0 = lane % 4 * 2;
     const uint32_t v_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -247,10 +248,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
         const int cols_start_3 = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp[32];
+        float q_dot_k_tile[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp[i] = 0.0f;
+            q_dot_k_tile[i] = 0.0f;
         const uint32_t k_tile_at = k_tile + k_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -260,7 +261,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&q_dot_k_tile[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
         }
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -276,9 +277,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_2 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_3 - pos0_2;
-            const float x_3 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_start_3 - (pos0 + rows_start)) * slope);
-            const float x_4 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + x_3;
+            const bool x_2 = i / 4 * 8 + i % 2 < limit[row_s(i)] - col0 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_3 - col0;
+            const float x_3 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(col0 + cols_start_3 - (pos0 + rows_start)) * slope);
+            const float x_4 = tanhf(q_dot_k_tile[i] * scale_times_rcp_cap) * cap + x_3;
             s[i] = x_2 ? x_4 : -INF;
         }
         float max_s[2];
@@ -416,10 +417,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_2[32];
+        float q_dot_k_tile_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = 0.0f;
+            q_dot_k_tile_2[i] = 0.0f;
         const uint32_t k_tile_at_2 = k_tile_4 + k_tile_lane;
         #pragma unroll
         for (int k_3 = 0; k_3 < 4; ++k_3) {
@@ -429,15 +430,15 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_6[i * 4], (k_tile_at_2 ^ (k_3 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_2[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&q_dot_k_tile_2[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const float x_5 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_tile_2 * 64 - (pos0 + rows_start)) * slope);
-            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_5;
+            const float x_5 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(col0 + cols_tile_2 * 64 - (pos0 + rows_start)) * slope);
+            s_2[i] = tanhf(q_dot_k_tile_2[i] * scale_times_rcp_cap) * cap + x_5;
         }
         // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[2];
@@ -577,10 +578,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
         const int cols_start_6 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_3[32];
+        float q_dot_k_tile_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_3[i] = 0.0f;
+            q_dot_k_tile_3[i] = 0.0f;
         const uint32_t k_tile_at_3 = k_tile_7 + k_tile_lane;
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
@@ -590,7 +591,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_9[i * 4], (k_tile_at_3 ^ (k_5 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_3[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&q_dot_k_tile_3[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
         }
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -606,9 +607,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_6 - pos0_2;
-            const float x_8 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_start_6 - (pos0 + rows_start)) * slope);
-            const float x_9 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + x_8;
+            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - col0 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_6 - col0;
+            const float x_8 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(col0 + cols_start_6 - (pos0 + rows_start)) * slope);
+            const float x_9 = tanhf(q_dot_k_tile_3[i] * scale_times_rcp_cap) * cap + x_8;
             s_3[i] = x_7 ? x_9 : -INF;
         }
         float max_s_3[2];

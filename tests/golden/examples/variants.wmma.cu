@@ -143,6 +143,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_smem_9 = smem_base + tile_offset_9;
     const uint32_t acc_tile_smem_4 = smem_base + acc_tile_offset_4;
     const uint32_t tile_smem_10 = smem_base + tile_offset_10;
+    // this program's place in the grid, from its block's number: the fastest axis first
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -187,19 +188,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         wmma::fill_fragment(acc[i], 0.0f);
-    // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + q_col;
     const uint32_t k_tile_at = k_tile_smem + q_lane;
     const uint32_t tile_lane = warp * 4352 + lane / 4 * 272 + lane % 4 * 16;
     const uint32_t tile_at = tile_smem + tile_lane;
     const int pos0 = warp * 16 + lane / 4;
-    const int pos0_2 = lane % 4 * 4;
+    const int col0 = lane % 4 * 4;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
     const uint32_t v_at = v_smem + q_lane;
     const uint32_t acc_tile_at = acc_tile_smem + tile_lane;
     const uint32_t tile_at_2 = tile_smem_2 + tile_lane;
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
     const uint32_t tile_at_3 = tile_smem_3 + tile_lane_2;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         const int cols_start = cols_tile * 64;
@@ -257,8 +258,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_2 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start - pos0_2;
-            const float x_3 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start - (pos0 + rows_start)) * slope);
+            const bool x_2 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - col0 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start - col0;
+            const float x_3 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(col0 + cols_start - (pos0 + rows_start)) * slope);
             const float x_4 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + x_3;
             s[i] = x_2 ? x_4 : -INF;
         }
@@ -400,13 +401,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // full part of the range
     const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
     const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
     const uint32_t v_at_2 = v_smem_2 + q_lane;
     const uint32_t acc_tile_at_2 = acc_tile_smem_2 + tile_lane;
     const uint32_t tile_at_5 = tile_smem_5 + tile_lane;
     const uint32_t tile_at_6 = tile_smem_6 + tile_lane_2;
+    // full part of the range
     #pragma unroll 1
     for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
         const int cols_start_2 = cols_tile_2 * 64;
@@ -451,7 +452,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const float x_5 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start_2 - (pos0 + rows_start)) * slope);
+            const float x_5 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(col0 + cols_start_2 - (pos0 + rows_start)) * slope);
             s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_5;
         }
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -591,13 +592,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    // masked part of the range
     const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
     const uint32_t tile_at_7 = tile_smem_7 + tile_lane;
     const uint32_t v_at_3 = v_smem_3 + q_lane;
     const uint32_t acc_tile_at_3 = acc_tile_smem_3 + tile_lane;
     const uint32_t tile_at_8 = tile_smem_8 + tile_lane;
     const uint32_t tile_at_9 = tile_smem_9 + tile_lane_2;
+    // masked part of the range
     #pragma unroll 1
     for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
         const int cols_start_3 = cols_tile_3 * 64;
@@ -655,8 +656,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_7 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - pos0_2;
-            const float x_8 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start_3 - (pos0 + rows_start)) * slope);
+            const bool x_7 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - col0 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - col0;
+            const float x_8 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(col0 + cols_start_3 - (pos0 + rows_start)) * slope);
             const float x_9 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + x_8;
             s_3[i] = x_7 ? x_9 : -INF;
         }
