@@ -229,3 +229,18 @@ def test_what_a_loop_adds_to_one_place_is_there_even_if_it_has_no_iterations(run
         getattr(p, run)(**given, S=np.zeros(2, np.float32), C=np.zeros(2, np.float32))
     assert e.value.expected.startswith("at least 5")
     getattr(p, run)(**given, S=np.zeros(5, np.float32), C=np.zeros(5, np.float32))
+
+
+@pytest.mark.parametrize("index, where", [(lambda i, I: i * 0 + 5, 0), (lambda i, I: I[0], 0), (lambda i, I: 5, 99)])
+def test_what_only_iterations_add_is_not_added_without_any(index, where):
+    @fc.kernel
+    def spec(X: "f32[M, N]", S: "inout f32[P]", I: "i32[Z]", *, few: "i32"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows, :])
+        with fc.when(I[0] > where):
+            for i in fc.loop(few):
+                fc.atomic_add(S[index(i, I)], fc.sum(fc.sum(x, axis=1), axis=0) * i.to(fc.f32))
+
+    p = spec.compile(target="sm_89", N=16, schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+    for run in (p.interpret, p.simulate):
+        assert not run(X=np.ones((16, 16), np.float32), S=np.zeros(2, np.float32), I=np.full(1, 100, np.int32), few=0)["S"].any()
