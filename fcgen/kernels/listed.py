@@ -64,12 +64,14 @@ def lists_of(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, querie
         return inside & keep(b, h, rows.index, cols.index)
 
     for cols in fc.loop(blocks, live=seen):
-        each = fc.sum(fc.where((rows.index < queries) & seen(cols), 1, 1 << 16), axis=1)  # of a row: how many are seen, how many not
+        each = fc.where(cols.valid, fc.where((rows.index < queries) & seen(cols), 1, 1 << 16), 0)
+        each = fc.sum(each, axis=1)  # of a row: how many are seen, how many not
         some, rest = fc.where((each & 0xFFFF) > 0, 1, 0), fc.where(each >= 1 << 16, 1 << 16, 0)
         both = fc.sum(fc.where(rows.index < queries, some + rest, 0), axis=0)
         wanted = (both & 0xFFFF) > 0
         with fc.when(wanted):
-            fc.store(List[b, h, r, found], cols.start // cols.size * 2 + fc.where(both < 1 << 16, 1, 0))
+            fc.store(List[b, h, r, found], cols.start // cols.size * 2
+                     + fc.where((both < 1 << 16) & (cols.start + cols.size <= keys), 1, 0))
         found <<= found + fc.where(wanted, 1, 0)
     fc.store(Count[b, h, r], found)
 
