@@ -117,9 +117,11 @@ class Cell:
         into = {} if which == "backward_rows" else {"dK": t(empty(self.k)), "dV": t(empty(self.v))}
         if which != "backward_keys":
             into["dQ"] = sums if into else t(empty(self.q))
+        if which == "backward_in_turn":
+            into["Turns"] = torch.zeros_like(self.lse, dtype=torch.int32)
         if which == "backward_rows":
             given |= {"O": t(self.o), "LSE": self.lse, "LSE2": torch.empty_like(self.lse), "Delta": torch.empty_like(self.lse)}
-        return {**given, **into}, {name: t(x) for name, x in into.items()}
+        return {**given, **into}, {name: t(x) for name, x in into.items() if name != "Turns"}
 
 
 def named(grads: Sequence[Any]) -> dict[str, Any]:

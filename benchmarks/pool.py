@@ -15,11 +15,12 @@ import fcgen as fc
 from fcgen import masks
 from fcgen.ir.types import DTYPES
 from fcgen.kernels.attention import VARIANTS, attention
-from fcgen.kernels.backward import backward, backward_rows
+from fcgen.kernels.backward import backward, backward_in_turn, backward_rows
 from fcgen.kernels.backward_schedules import turned
 
 #: programs of the backward pass that a job may name: (spec, its facts). "backward_keys" leaves out the gradient of q
 BACKWARD: dict[str, tuple[Any, dict[str, Any]]] = {"backward": (backward, {}), "backward_keys": (backward, {"dQ": None}),
+                                                   "backward_in_turn": (backward_in_turn, {}),
                                                    "backward_rows": (backward_rows, {"dLSE": None})}
 #: Scores may exceed the running maximum by this much (a factor of 2^8) before the WMMA kernels rescale.
 LAZY = 2.77

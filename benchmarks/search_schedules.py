@@ -114,7 +114,7 @@ def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
     rings, keys = (("q", "do"), "BLOCK_N") if of != "backward_rows" else (("k", "v"), "BLOCK_M")
     other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
-    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
+    there = {"backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}.get(of, {"s", "dp", "dv", "dk", "dq"})
     for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
         if all(there.issuperset(names) for names in way.values()):
             for blocks in (1, 2) if groups == 1 else (1,):
@@ -290,13 +290,13 @@ class Search:
 
 @dataclass
 class Backward(Search):
-    """Of the kernel that adds up all gradients ("backward"), or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
-    without what runs beside it. Its peers are whole passes."""
+    """Of the kernel that adds up all gradients ("backward", "backward_in_turn"), or those of keys and values ("backward_keys") or of q
+    ("backward_rows") alone, without what runs beside it. Its peers are whole passes."""
 
     slack, few = 2.0, FEW_BYTES
 
     def __post_init__(self) -> None:
-        self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
+        self.work = {"backward": 2.5, "backward_in_turn": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
 
     def given(self, cell: Cell) -> tuple[Any, Any]:
         x = back.Cell(cell.batch, cell.s, HEADS if self.groups > 1 else cell.heads, cell.d, cell.causal,
@@ -308,12 +308,13 @@ class Backward(Search):
 
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
-        rounds, made = self.spec == "backward", self.good[text]
+        rounds, made = self.spec in ("backward", "backward_in_turn"), self.good[text]
         if self.window:
             p = program(self.jobs[text])
             arguments |= p.family.find(p._given)[2]
         launch = launcher(made)
-        return Call(lambda: launch(arguments), lambda _: {n: g * x.scale if n == "dQ" and rounds else g for n, g in of.items()})
+        begin = arguments["Turns"].zero_ if "Turns" in arguments else lambda: None
+        return Call(lambda: (begin(), launch(arguments)), lambda _: {n: g * x.scale if n == "dQ" and rounds else g for n, g in of.items()})
 
 
 def show(search: Search, now: str, most: int = 25) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fcgen as fc
+from fcgen.kernels.backward_schedules import takes_turns
 
 from .backward import _fa3
 from .cells import length, number
@@ -248,8 +249,9 @@ def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None])
 
 
 #: what the race launches: which program, and what more it is compiled for
-PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None}), ("keys", {}), ("after", {}), ("rows", {"dLSE": None}),
-                                                    ("keys", {"dQ": None}))
+PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None, "Turns": None}), ("keys", {}), ("after", {}),
+                                                    ("rows", {"dLSE": None}), ("keys", {"dQ": None}), ("before", {"dLSE": None}),
+                                                    ("in_turn", {}))
 
 
 def compiled(job: tuple[int, int, str, bool]) -> None:
@@ -266,7 +268,8 @@ def compiled(job: tuple[int, int, str, bool]) -> None:
 
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
-    jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)]
+    jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)
+            if PROGRAMS[n][0] != "in_turn" or takes_turns(d, False)]
     with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compiled, jobs))
 

@@ -48,6 +48,8 @@ def written(plan: Plan, q: Any) -> Callable[..., Any]:
     views |= {name: View(at, (b, h, m), room.strides[1:]) for name, at in (("Delta", "room_p"), ("LSE2", "lse2_p"))}
     if plan.adds:
         views["Sums"] = s.made("sums", views["Q"].shape, f32)
+    if plan.in_turn:
+        views["Turns"] = s.made("turns", (b, h, m), s.torch.int32)
     made = {"dQ": "q"} if plan.rows or plan.after else {}
     made |= {"dK": "k", "dV": "v"} if plan.keys else {}
     for name, word in made.items():

@@ -3,7 +3,7 @@
 Guaranteed: gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
 tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
 where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms`, or `in_order`,
-the gradient of q is summed up in one order, in a pass of its own. What torch's autograd is told of it: `differentiable`.
+the gradient of q is summed up in one order: by turns, or in a pass of its own. What torch's autograd is told of it: `differentiable`.
 
 Imported only where torch is in use.
 """
@@ -25,7 +25,7 @@ from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.types import DTYPES, f32
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, turned
+from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, takes_turns, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
@@ -41,15 +41,16 @@ FEW = 4
 
 class Specs(NamedTuple):
     """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone; of q's sums, which
-    the first one has cleared. Where there is that, what is of q alone makes what the first one does."""
+    the first one has cleared; of keys that adds them up in turn. Where there is that, what is of q alone makes what the first one does."""
 
     before: Spec
     keys: Spec
     rows: Spec
     after: Spec | None = None
+    in_turn: Spec | None = None
 
 
-DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows, backward.rows_after)
+DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows, backward.rows_after, backward.backward_in_turn)
 RAGGED = Specs(ragged_backward.ragged_rows_before, ragged_backward.ragged_backward, ragged_backward.ragged_backward_rows)
 
 
@@ -107,7 +108,7 @@ Pair = tuple[Ready, Ready]
 class Plan(NamedTuple):
     """The programs of a backward pass, None where nobody wants what they compute: rows is run in front of keys, after behind it, which
     then adds up the gradient of q. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear. kinds: how calls are
-    launched that are known (`backward_plans`)."""
+    launched that are known (`backward_plans`). in_turn: the adds have turns."""
 
     first: Pair | None
     rows: Pair | None
@@ -116,6 +117,7 @@ class Plan(NamedTuple):
     adds: bool
     rows_before: Ready
     kinds: list[Any]
+    in_turn: bool = False
 
 
 def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
@@ -147,6 +149,7 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
              "scale": call.scale}
     new = _zeros if call.specs is RAGGED else _like  # of what lies in no sequence nothing is written
     dq, dk, dv, total = None, None, None, None
+    given["Turns"] = torch.empty(lse.shape, dtype=torch.int32, device=q.device) if plan.in_turn else None
     if plan.adds:
         cleared = plan.first is not None and plan.first[0].takes("Sums")
         total = (torch.empty if cleared else torch.zeros)(q.shape, dtype=torch.float32, device=q.device)
@@ -193,15 +196,18 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     like = tensors.outline(q, "q")
     lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
     uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
-    two = in_order.get() or torch.are_deterministic_algorithms_enabled() or (
-        call.arch.endswith("a") and lines and apart(max(q.shape[-1], v.shape[-1]), uneven, rows))
+    hopper, head = call.arch.endswith("a") and lines, max(q.shape[-1], v.shape[-1])
+    two = hopper and apart(head, uneven, rows)
     grouped = q.shape[call.heads] != k.shape[call.heads]
+    turns = not two and (in_order.get() or torch.are_deterministic_algorithms_enabled())
+    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head, grouped)):
+        two, turns = True, False
     if call.given != PLAIN:
         few = call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
-        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held, few)
-    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, grouped,
-           for_q, for_k)
-    return kept_in(_plans, 1024, key, lambda: _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held))
+        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, False, grouped, for_q, for_k, held, few)
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, turns,
+           grouped, for_q, for_k)
+    return kept_in(_plans, 1024, key, lambda: _plan(call, like, q.shape[-1], v.shape[-1], lines, two, turns, grouped, for_q, for_k, held))
 
 
 _plans: dict[Any, Plan] = {}
@@ -213,9 +219,10 @@ def _few(given: Functions, scores: int) -> bool:
     return given.weigh is None and bool(learnt) and all(scores <= FEW * x.numel() for x in learnt)
 
 
-def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, grouped: bool, for_q: bool,
+def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, turns: bool, grouped: bool, for_q: bool,
           for_k: bool, held: list[Any], few: bool = False) -> Plan:
-    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. grouped: heads of keys are shared. few: as `_few` says."""
+    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. turns: it is added up in one order. grouped: heads of keys
+    are shared. few: as `_few` says."""
     common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
     arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
@@ -225,12 +232,15 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
     adds = for_q and every and not two
     more = {"grouped": grouped, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
-    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if every else None
-    whole = _ready(call.specs.before, common, {**facts, "Sums": None}, sinks, held)
+    turns = turns and adds
+    of_keys = call.specs.in_turn if turns and call.specs.in_turn is not None else call.specs.keys
+    keys = _ready(of_keys, arch, {**facts, **more}, functions, held) if every else None
+    whole = _ready(call.specs.before, common, {**facts, "Sums": None, "Turns": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
     if adds or not for_q or not dense:
         clears = {} if adds and dense and not sinks else {"Sums": None}
+        clears |= {} if turns else {"Turns": None}
         first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
     if for_q and not adds:
         unread = {} if every else {"Delta": None, "LSE2": None}
@@ -239,7 +249,7 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     for part in (keys, rows and rows[0], first and first[0], after):  # the backward pass will ask for them
         if part is not None and isinstance(part.make, functools.partial):
             _begun(*part.make.args)
-    return Plan(first, rows, keys, after, adds, whole, [])
+    return Plan(first, rows, keys, after, adds, whole, [], turns)
 
 
 def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Pair:
@@ -301,7 +311,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
     uneven = facts.get("mask", "none") != "none"
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, bool(facts.get("grouped")))]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, bool(facts.get("grouped")), "keep" in functions)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

@@ -12,7 +12,8 @@ Attribute `index` of such an op holds one word per tensor dimension:
            a scalar, for all).
 The tile has one axis per word but "at" and "also", in order. Attribute `guard` has one bool per axis of the tile: True means that
 positions outside of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is
-known to be inside. Where elements have positions of their own, all are guarded. A gather's are the word "element" too.
+known to be inside. Where elements have positions of their own, all are guarded. A gather's are the word "element" too. Attribute `turn`, of
+a store that adds, says how many operands behind the scalars name whose turn it is (`tile_ops.in_turn`).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Access:
         before, after, tile = reach.before, reach.after, reach.tile
         shape = (op.result if tile is None else op.operands[tile]).type.shape
         tensor, guard = op.operands[0].type, op["guard"]
-        given, axes, along = iter(op.operands[before:len(op.operands) - after]), list[Axis](), 0
+        given, axes, along = iter(op.operands[before:len(op.operands) - after - op.get("turn", 0)]), list[Axis](), 0
         for dim, word in zip(tensor.dims, op["index"]):
             start = next(given) if SCALARS[word] else None
             limit = next(given) if SCALARS[word] > 1 else None
@@ -156,7 +157,7 @@ def check_index(op: Op, reach: Reach) -> None:
     tensor, tile = op.operands[0].type, (op.result if reach.tile is None else op.operands[reach.tile]).type
     need(isinstance(tensor, Tensor), "the first operand is a tensor parameter", "tensor", tensor)
     index, guard, shape, layout = op["index"], op["guard"], tile.shape, op.get("threads", getattr(tile, "layout", None))
-    scalars = [v.type for v in op.operands[reach.before:len(op.operands) - reach.after]]
+    scalars = [v.type for v in op.operands[reach.before:len(op.operands) - reach.after - op.get("turn", 0)]]
     need(len(index) == len(tensor.dims), "one index word per tensor dimension", len(tensor.dims), len(index))
     count = sum(SCALARS[w] for w in index)
     need(len(scalars) == count, "one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))

@@ -16,7 +16,7 @@ from .layout import WARPS
 from .machine_ops import check_runs
 from .memory_map import boxes_problem
 from .op_table import RuleError, define, need, need_none
-from .tile_ops import check_added
+from .tile_ops import TURN, check_added, check_turn
 from .types import Buffer
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
@@ -62,9 +62,21 @@ def _check_tma_store(op: Op) -> None:
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
-       to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part.""",
+       to the group that the thread's next `bulk_commit` closes. part: a role that is one thread starts that of this part. turn: as of
+       `store`, in front of the tile, until `sender` writes the waits down.""",
        "tensor, *, slot ->", effect="write", one_dtype=True, check=_check_tma_store, phases="selected synced", index=INDEX, guard=GUARD,
-       parts=whole(1, WARPS), part=whole(0, WARPS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, reach=(1, 1, -1))
+       parts=whole(1, WARPS), part=whole(0, WARPS - 1).maybe, across=FLAG.maybe, reduce=one_of("add").maybe, turn=TURN, reach=(1, 1, -1))
+
+
+def _check_await(op: Op) -> None:
+    check_turn([v.type for v in op.operands], op.kind)
+
+
+define("await_turn", "machine", """`await_turn T, at..., n`: one thread waits until n stands at this place of a tensor of i32. What others
+        did before they put it there has happened, also for bulk stores that it starts from here on.""", "tensor, * ->", effect="write",
+       check=_check_await, phases="selected synced")
+define("end_turn", "machine", """`end_turn T, at..., n`: one thread waits until all its bulk stores have written, and puts n + 1 there.""",
+       "tensor, * ->", effect="write", check=_check_await, phases="selected synced")
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", "->", effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all

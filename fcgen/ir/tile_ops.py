@@ -5,14 +5,14 @@ An index names a rectangle of a tensor: see `access`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, every, one_of, whole
-from .core import Op
+from .core import Op, Value
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
-from .op_table import RuleError, define, need, need_region
+from .op_table import OPS, RuleError, define, need, need_region
 from .types import DTYPES, DType, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
@@ -293,11 +293,32 @@ def check_added(op: Op) -> None:
     tensor = op.operands[0].type
     need(not op.get("reduce") or (tensor.dtype.bits > 8 and tensor.dtype.name != "i64"), f"{op.kind}: atomic adds are for 16 bits and more",
          "f16, bf16, f32, f64, i32, u32", tensor.dtype)
+    if op.get("turn"):
+        need(bool(op.get("reduce")), f"{op.kind}: what adds has a turn", "reduce=add", op.get("reduce"))
+        check_turn([v.type for v in in_turn(op)], op.kind)
 
 
-define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
+def in_turn(op: Op) -> tuple[Value, ...]:
+    """Whose turn a store waits for: a tensor of i32, a position in it, and the number that stands there then. Nothing where it has none."""
+    reach = OPS[op.kind].reach
+    end = len(op.operands) - (reach.after if reach else 0)
+    return op.operands[end - op.get("turn", 0):end]
+
+
+def check_turn(types: Sequence[Any], what: str) -> None:
+    tensor, *scalars = types
+    need(isinstance(tensor, Tensor) and tensor.dtype == i32, f"{what}: a tensor of i32 says whose turn it is", "i32", tensor)
+    need(len(scalars) == len(tensor.dims) + 1 and all(t in (Scalar(i32), Scalar(i64)) for t in scalars),
+         f"{what}: a turn is one position per dimension, and a number", len(tensor.dims) + 1, scalars)
+
+
+#: operands that say whose turn it is: a tensor of up to six axes
+TURN = whole(3, 8).maybe
+define("store", BOTH, """Write a rectangle of a tensor: `store T, value, scalars..., turn...`; reduce="add" adds atomically. turn: so many
+       operands at the end, a tensor of i32, a position in it and a number n: the add waits until n stands there, and leaves n + 1 there
+       when it is done.""", _none,
        effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe,
-       reach=(2, 0, 1))
+       turn=TURN, reach=(2, 0, 1))
 
 
 def _gather(types, attrs):

@@ -14,6 +14,9 @@ clears the sums of dQ, which `rows_after` scales and rounds.
 `backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
 share of dQ / scale to memory, unless it is left out (100 of 4,400 cycles of a tile of 64 rows were that product; H200, D=128). S and dP
 are made as their transposes: P^T and dS^T are left operands as they are.
+`backward_in_turn`: the same with all adds to one tile of dQ in one order, by turns that `rows_before` clears: the same bits each time. Of
+the tiles of keys that a tile of rows sees (with the masks of `visible` all up to one) the last one has the first turn: where a mask leaves
+out tiles, each program begins with rows that the one before it has done a step ago.
 `backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
 Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """
@@ -66,7 +69,7 @@ def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turn
     dk <<= dk + fc.dot(ds, q)
     if rows[4] is not None:
         dq = fc.dot(k.T, ds) if turned else fc.dot(ds.T, k)
-        fc.atomic_add(rows[4], dq.T if turned else dq)
+        fc.atomic_add(rows[4], dq.T if turned else dq, *rows[5:])
 
 
 def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
@@ -95,10 +98,12 @@ def facts_of_rows(b: Any, h: Any, rows: Any, do: Any, O: Any, LSE: Any, dLSE: An
 
 @fc.kernel
 def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
-                LSE2: "out f32[B, H, M]", Sums: "out f32[B, H, M, D] | None", *, sink=None):
+                LSE2: "out f32[B, H, M]", Sums: "out f32[B, H, M, D] | None", Turns: "out i32[B, H, M] | None", *, sink=None):
     b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
     if Sums is not None:
         fc.store(Sums[b, h, rows], fc.zeros(rows, Sums.D))
+    if Turns is not None:
+        fc.store(Turns[b, h, rows], fc.zeros(rows, dtype=fc.i32))
     facts_of_rows(b, h, rows, fc.load(dO[b, h, rows]), O, LSE, dLSE, Delta, LSE2, sink)
 
 
@@ -108,10 +113,16 @@ def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]", *, scale: f32):
     fc.store(dQ[b, h, rows], (fc.load(Sums[b, h, rows]) * scale).to(dQ.dtype))
 
 
-@fc.kernel
-def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
+def last_seen(mask: str, rows: Any, M: Any, N: Any) -> Any:
+    """The last key that some row of a tile sees, if it sees any (by `visible`)."""
+    if mask == "none":
+        return N - 1
+    return fc.minimum(N - 1, rows.start + (rows.size - 1) + (N - M if mask == "causal_bottom_right" else 0))
+
+
+def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any, positive: bool,
+            mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
+    """The body of `backward` and `backward_in_turn`."""
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
@@ -127,11 +138,27 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
             mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+            if Turns is not None:
+                mine.append((Turns[b, h, rows.start], last_seen(mask, rows, Q.M, K.N) // cols.size - cols.start // cols.size))
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
+
+
+@fc.kernel
+def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
+    of_keys(Q, K, V, dO, LSE2, Delta, dQ, None, dK, dV, scale, positive, mask, score, keep, weigh, grouped, held, turned)
+
+
+@fc.kernel
+def backward_in_turn(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+                     dQ: "inout f32[B, H, M, D]", Turns: "inout i32[B, H, M]", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+                     scale: f32, positive=True, mask="none", score=None, weigh=None, grouped=False, held=True, turned=False):
+    of_keys(Q, K, V, dO, LSE2, Delta, dQ, Turns, dK, dV, scale, positive, mask, score, None, weigh, grouped, held, turned)
 
 
 @fc.kernel

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..ir.core import Value
 from ..ir.types import DType, f32, i1, i32
 from .arith import aligned, common, elementwise, lift, spread
 from .handles import Handle, NotATile, label_name
@@ -32,7 +33,7 @@ def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
             shape.append(int(w))
         elif isinstance(w, RunDim):
             raise mistake("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time",
-                          hint=f"bind it: compile(..., {w.name}=64)")
+                          hint=f'bind it: compile(..., {w.name}=...), or use a range of fc.tile(..., "BLOCK")')
         else:
             raise mistake("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w),
                           expected="fc.zeros(rows) or fc.zeros(rows, V.E)")
@@ -92,12 +93,26 @@ def store(view: Any, value: Any) -> None:
     _store(view, value, {})
 
 
-def atomic_add(view: Any, value: Any) -> None:
-    """Add a tile to what is there, atomically: programs may meet. Tensors of f16, bf16, f32, f64, i32, u32."""
-    _store(view, value, {"reduce": "add"})
+def atomic_add(view: Any, value: Any, turn: tuple[Any, Any] | None = None) -> None:
+    """Add a tile to what is there, atomically: programs may meet. Tensors of f16, bf16, f32, f64, i32, u32. turn: (an element of an
+    "inout i32" tensor, n): it waits until n stands there and leaves n + 1 there, so that all adds to one place come in one order, and its
+    bits are the same each time. The caller clears that tensor. Programs begin in the order of their grid, the one with the most work first:
+    each may only wait for earlier ones."""
+    _store(view, value, {"reduce": "add"}, () if turn is None else _turn(*turn))
 
 
-def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
+def _turn(place: Any, number: Any) -> tuple[Value, ...]:
+    if not isinstance(place, View) or place.labels or place.tensor.dtype != i32 or "inout" not in place.tensor._flags:
+        raise mistake("trace/usage", "a turn is kept in one element of a tensor", got=repr(place),
+                      expected='Turns[b, h, rows.start] of an "inout i32" tensor')
+    n = lift(number, i32)
+    if n.labels or n.dtype != i32:
+        raise mistake("trace/usage", "the number of a turn is a whole number", expected="an i32 scalar", got=repr(number))
+    current().stored.add(place.tensor._param.name)
+    return (place.tensor._param, *place.access(True)[0], n.value)
+
+
+def _store(view: Any, value: Any, attrs: dict[str, Any], turn: tuple[Value, ...] = ()) -> None:
     if not isinstance(view, View):
         raise mistake("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
                       got=repr(view), hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
@@ -123,7 +138,8 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     x = aligned(x, view.labels, dict(zip(view.labels, view.shape)))
     t.stored.add(p.name)
     scalars, where = view.access(True)
-    t.do("store", p, x.value, *scalars, **where, **attrs)
+    more = {"turn": len(turn)} if turn else {}
+    t.do("store", p, x.value, *scalars, *turn, **where, **attrs, **more)
 
 
 def gather(tensor: TensorParam, *index: Any) -> Handle:

@@ -25,13 +25,14 @@ from .product import product
 from .steps import steps
 from .stores import StoreOps
 from .tensor_ops import LANE, TensorOps
+from .turns import TurnOps
 
 if TYPE_CHECKING:
     from .machine import Simulation
     from .tensorcore import TensorCore
 
 
-class Agent(AsyncOps, StoreOps, TensorOps):
+class Agent(AsyncOps, StoreOps, TurnOps, TensorOps):
     """number: among all agents of the cluster; rank: the block's in its cluster; warp: within its role. program: the number of the block's
     program among all that have run. A role that works on no fragments is one thread, and one agent."""
 
@@ -44,9 +45,10 @@ class Agent(AsyncOps, StoreOps, TensorOps):
         self.at = role.body.ops[0]  # the op that runs
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
+        self.turns: dict[tuple[str, tuple[int, ...], int], int] = {}
         self.early = sim.early_launch  # has not waited for the kernels in front
 
-    PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES}
+    PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES, **TurnOps.PAUSES}
 
     @cached_property
     def who(self) -> str:
@@ -66,6 +68,7 @@ class Agent(AsyncOps, StoreOps, TensorOps):
             self.core.check_empty()
         if self.stores is not None:
             self.stores.check_empty()
+        self.check_turns()
 
     def block(self, block: Block) -> Iterator[Blocked | None]:
         sim, env, core = self.sim, self.env, self.core

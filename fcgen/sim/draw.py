@@ -8,16 +8,18 @@ position lie inside; small trials come first, and sizes differ between tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import FcError
 from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.covers import Grid, covered, needs
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
+from ..ir.tile_ops import in_turn
 from ..ir.types import Buffer, Tensor
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
@@ -42,7 +44,8 @@ EMPTY, ONE_ROW, WIDE = 9, 7, 5
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. numbers: the scalars. kind: of the tensors. blocks: of a kernel whose blocks take several tiles. total: programs."""
+    """One run. numbers: the scalars. kind: of the tensors. blocks: of a kernel whose blocks take several tiles. total: programs. waits:
+    they wait for each other."""
 
     sizes: Mapping[str, int]
     numbers: Mapping[str, Any]
@@ -51,11 +54,12 @@ class Trial:
     blocks: int
     total: int
     persistent: bool
+    waits: bool = False
 
     @property
     def every(self) -> bool:
         """All programs run."""
-        return self.persistent or self.total <= 16
+        return self.persistent or self.waits or self.total <= 16
 
     def __str__(self) -> str:
         what = [f"{d}={n}" for d, n in self.sizes.items() if n != 1] + [f"{d}={n}" for d, n in self.numbers.items()]
@@ -74,7 +78,7 @@ class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
     is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. begins: tensor of integers -> dimensions in
     which its elements say where runs begin or end. moved: outputs that are written where such elements say. counts: parameter -> extent of
-    the tiles of which it says how many a loop or the grid has."""
+    the tiles of which it says how many a loop or the grid has. ends: (output, dimension) -> numbers that say how far it is written."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
@@ -82,6 +86,7 @@ class Meaning:
     begins: dict[str, set[str | int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
+    ends: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
@@ -117,6 +122,10 @@ def meaning(kernel: Kernel) -> Meaning:
             if runs and isinstance(p.type, Tensor):
                 out.begins[p.name] = {a.dim for _, a in runs}
                 out.moved |= {op.operands[0].name for op, _ in runs if not op.results and op.kind != "cp_async"}
+            for op in walk_kernel(kernel) if not isinstance(p.type, Tensor) else ():
+                for a in found(op) if not op.results else ():
+                    if isinstance(a.dim, str) and {a.start, a.limit} & reached and is_made(kernel, op.operands[0].name):
+                        out.ends.setdefault((op.operands[0].name, a.dim), []).append(p.name)
             walked = [g.tile for g in kernel.grid if p in kernel.counts and g.dim == p.name]
             walked += [op.get("tile", 1) for op in walk_kernel(kernel) if op.kind == "for" and not reached.isdisjoint(op.operands[:2])]
             if walked and not ({a.start for _, a in runs} & _reached(kernel, p, False)):
@@ -170,6 +179,9 @@ class Draws:
         #: outputs that are read or added to: the caller's
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
+        #: tensors that say whose turn it is: nobody has had one
+        self.turns = {turn[0].name for k in (says, kernel) for op in walk_kernel(k)
+                      if (turn := op.operands if op.kind == "await_turn" else in_turn(op) if op.get("turn") else ())}
 
     def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
         rng = np.random.default_rng([n, 8])
@@ -181,7 +193,22 @@ class Draws:
         blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
         kind = KINDS[n % len(KINDS)]
         order = n % self.seeds
-        return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
+        return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent, bool(self.turns))
+
+    def smaller(self, trial: Trial, written: Mapping[str, np.ndarray]) -> Trial | None:
+        """The same with outputs that end where numbers say that they do, if they are larger: which size goes with a number, no IR tells."""
+        sizes = dict(trial.sizes)
+        for name, dim in self.meaning.ends:
+            axis = self.kernel.param(name).type.dims.index(dim)
+            far = np.flatnonzero(np.moveaxis(written[name], axis, 0).reshape(written[name].shape[axis], -1).any(1))
+            sizes[dim] = min(sizes.get(dim, 0), int(far[-1]) + 1 if far.size else 0) if dim not in self.given else sizes[dim]
+        total = int(np.prod([g.count({**trial.numbers, **sizes}) for g in self.kernel.grid], dtype=int))
+        return replace(trial, sizes=sizes, total=total) if sizes != trial.sizes else None
+
+    def together(self, wrong: FcError) -> list[str]:
+        """Which sizes and numbers decide together whether an output is written as a whole."""
+        ends = self.meaning.ends.items() if wrong.code == "sim/unwritten" else ()
+        return [f"{dim} and {', '.join(names)} go together: give them both, --size {dim}=8 --arg {names[0]}=4" for (_, dim), names in ends]
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
         """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one of it, and where rows see
@@ -302,6 +329,8 @@ class Draws:
             if p.type.dtype.is_float:
                 kind = "normal" if p is floats[-1] and trial.kind in ("equal", "level") else trial.kind
                 x = self.floats(rng, shape, kind, floats.index(p) % 2)
+            elif p.name in self.turns:
+                x = np.zeros(shape)
             elif p.type.dtype.bits == 8 and p.name not in self.meaning.inside:
                 x = rng.integers(*p.type.dtype.range, shape, endpoint=True)
             elif p.name in self.meaning.begins and n % 4 < 3 and not (p.name in self.meaning.counts and self.alone(p.name)):

@@ -116,6 +116,8 @@ class Simulation(Reports):
         self.stop = False
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
+        #: blocks wait for what others do, and their places are no number's: they run in the order in which a launch begins them
+        self.in_turn = {"await_turn"} == {op.kind for op in walk_kernel(kernel)} & {"await_turn", "block_index"}
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
 
     def _offsets(self) -> tuple[int, ...]:
@@ -138,7 +140,8 @@ class Simulation(Reports):
             every: Iterable[tuple[int, ...]] = map(self.place, range(self.block_count))
         else:
             self.block_count = total
-            every = itertools.product(*map(range, counts)) if programs is None else programs
+            begun = map(self.place, range(total)) if self.in_turn else itertools.product(*map(range, counts))
+            every = begun if programs is None else programs
         self.claimed, self.patience = self.block_count, 100 + 2 * total
         if size > 1:
             self.clusters(None if programs is None else set(programs))

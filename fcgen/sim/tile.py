@@ -20,6 +20,7 @@ from ..ir.covers import check_covers, covered
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
+from ..ir.tile_ops import in_turn
 from ..ir.types import DTYPES, DType, Scalar, Tensor, i1, i32
 from .product import product
 from .tensors import add_at, coordinates, numbers_of, reached
@@ -260,6 +261,8 @@ class _Interpreter:
         if op.get("reduce"):
             self.touch(op, tensor, "adds", where)
             add_at(self.memory[tensor], where, value[inside], self.kernel.param(tensor).type.dtype)
+            if turn := in_turn(op):
+                self.memory[turn[0].name][tuple(int(env[v]) for v in turn[1:-1])] += 1
             return
         self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]

@@ -158,7 +158,7 @@ def test_gradients(name, target) -> None:
     case, schedule = CASES[name], SCHEDULES[target]
     q, k, v, do, dlse = inputs(case)
     o, lse, want = expected(case, q, k, v, do, dlse)
-    before = rows_before.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 32}), T=fc.f16, E=case.e, Sums=None,
+    before = rows_before.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 32}), T=fc.f16, E=case.e, Sums=None, Turns=None,
                                  **({} if case.dlse else {"dLSE": None}))
     rows = before.interpret(O=o, dO=do, LSE=lse, **({"dLSE": dlse} if case.dlse else {}))
     given = {"Q": q, "K": k, "V": v, "dO": do, "scale": case.scale, **rows}

@@ -14,8 +14,8 @@ from .boxes import Boxes
 from .channels import part_of
 from .emit import Emitter, emits
 from .frag import stored
-from .memory import matrix_rows, registers, stored_positions
-from .text import X, add, mul
+from .memory import matrix_rows, registers, scaled, stored_positions
+from .text import ZERO, X, add, mul
 
 
 @emits("stmatrix")
@@ -68,3 +68,15 @@ def _tma_store(em: Emitter, op: Op) -> None:
 @emits("bulk_wait")
 def _wait(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('bulk_wait_read' if op['read'] else 'bulk_wait')}<{op['n']}>();")
+
+
+@emits("await_turn", "end_turn")
+def _turn(em: Emitter, op: Op) -> None:
+    """Where a turn is kept is a place inside of its tensor."""
+    tensor, *at, n = op.operands
+    offset = ZERO
+    for axis, v in enumerate(at):
+        offset = add(offset, scaled(em.scalar(v), em.stride(tensor, axis)))
+    number = em.scalar(n) if op.kind == "await_turn" else add(em.scalar(n), X("1"))
+    em.comment([op.loc])
+    em.w.line(f"{em.fn(op.kind)}({add(X(em.pname[tensor]), offset)}, {number});")

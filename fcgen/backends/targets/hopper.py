@@ -148,6 +148,12 @@ def _stores() -> list[Instr]:
              "PTX ISA, cp.async.bulk.wait_group: at most N of this thread's groups are not complete"),
         does("bulk_wait_read", "<int N>", "cp.async.bulk.wait_group.read %0;",
              "PTX ISA, cp.async.bulk.wait_group.read: at most N of this thread's groups still read shared memory"),
+        fn("await_turn", "const int* at, int n",
+           'int x;\n    do {\n        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");\n'
+           '    } while (x != n);\n    asm volatile("fence.proxy.async;" ::: "memory");',
+           "PTX ISA, ld.acquire: what was written before n was is seen, by bulk copies too", "void"),
+        does("end_turn", "int* at, int n", "cp.async.bulk.wait_group 0;\\n\\tfence.proxy.async;\\n\\tst.release.gpu.global.s32 [%0], %1;",
+             "PTX ISA, st.release: who sees n sees what this thread's bulk stores wrote"),
         does("red_add_bf16", "unsigned short* p, unsigned short v", "red.global.add.noftz.bf16 [%0], %1;", "PTX ISA, red"),
         does("red_add_bf16x2", "void* p, uint32_t v", "red.global.add.noftz.bf16x2 [%0], %1;", "PTX ISA, red"),
     ]

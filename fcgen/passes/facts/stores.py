@@ -97,6 +97,13 @@ def is_box(store: Op) -> bool:
     return len(access.shape) == 2 and not access.listed and not access.scattered
 
 
+def out_of_turn(op: Op) -> FcError:
+    """Who waits for a turn must not be a warp that others wait for."""
+    return FcError("compile/unsupported", f"adds to {op.operands[0].name} have turns, for which only a thread of its own can wait",
+                   loc=op.loc, expected='tiles of two axes, added in a loop, with copy="tma", epilogue="tma" and sender=True',
+                   hint="without a turn, sums come in any order")
+
+
 def stored_apart(loop: Op, defs: Mapping[Value, Op]) -> set[Value]:
     """The tensors of which no two iterations of a loop store the same place in bulk."""
     body = loop.regions[0]

@@ -2,10 +2,10 @@
 
 Blocks of a cluster have consecutive numbers: they are counted first, and everything below is about clusters, each one program that is
 `cluster` tiles long. Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first.
-With `schedule.l2`, and an axis along which work differs, the other axes are cut into groups whose looped-over tensors fit that much of L2:
-a group's longest tiles run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few
-per block: the last group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor
-16 % above the mean).
+With `schedule.l2`, and an axis along which work differs, or programs wait for each other, the other axes are cut into groups whose
+looped-over tensors fit that much of L2: a group's longest tiles run first, all of its members' side by side. Groups are equally large, and
+never so small that their tiles are few per block: the last group's short tiles must be enough to even out its long ones (H200: a small last
+group left the busiest multiprocessor 16 % above the mean).
 
 Where no axis's work differs and the two fastest axes both have tiles, `l2` makes strips: the tiles that run together are then about a
 square of the two axes, which reads least of both operands.
@@ -20,7 +20,7 @@ from ...ir.core import Kernel, Value, walk
 from ...ir.rewrite import Builder, extent
 from ...ir.schedule import Schedule
 from ...ir.types import Tensor
-from .work import works
+from .work import waits, works
 
 #: tiles per block that a group has at least
 WAVES = 2
@@ -42,8 +42,10 @@ class Tiles:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"
                 size = b.emit("floordiv", b.emit("add", size, b.const(span - 1)), b.const(span), name=name)
             self.counts[a] = size
-        uneven = [a for a in self.order if schedule.longest_first and kernel.grid[a].tile > 1 and works(kernel, a)]
-        self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
+        tiled = [a for a in self.order if kernel.grid[a].tile > 1]
+        uneven = [a for a in tiled if schedule.longest_first and works(kernel, a)]
+        apart = uneven or [a for a in tiled if waits(kernel, a)]
+        self.long = apart[0] if schedule.l2 and len(apart) == 1 and len(self.order) > 1 else None
         if self.long is not None:
             self.others = self.product([a for a in self.order if a != self.long], b, "others")
             one = b.const(1)
@@ -51,7 +53,9 @@ class Tiles:
             together = b.const(TOGETHER) if schedule.persistent == "none" else b.emit("block_count", name="blocks")
             blocks = self.fewer(together, b)
             waves = b.emit("mul", blocks, b.const(WAVES))
-            if schedule.persistent == "none":
+            if not uneven:
+                enough = one
+            elif schedule.persistent == "none":
                 enough = self.ceil(waves, self.counts[self.long], b, "enough")
             else:
                 enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")

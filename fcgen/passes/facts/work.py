@@ -1,10 +1,13 @@
-"""Along which axes of the grid programs have more and more work, or less and less: by how the bounds of their loops go."""
+"""Along which axes of the grid programs have more and more work, or less and less: by how the bounds of their loops go. And along which
+they wait for each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...errors import FcError
 from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.tile_ops import in_turn
 from ...ir.types import Scalar
 
 
@@ -15,6 +18,20 @@ def works(kernel: Kernel, axis: int) -> int:
     if any(end not in (0, -1) for _, end in ends):
         return 1
     return -1 if any(begin == 1 or end == -1 for begin, end in ends) else 0
+
+
+def waits(kernel: Kernel, axis: int) -> int:
+    """1 where a program's turn comes later the larger its place on the axis is, -1 where it comes earlier, else 0. It waits for the ones
+    before it, which must begin before it does, and better not beside it. Raises FcError where that cannot be told."""
+    stores = [op for op in walk(kernel.body) if op.get("turn")]
+    defs, on = (definitions(kernel.body) if stores else {}), kernel.body.args[axis]
+    goes = {_goes(in_turn(op)[-1], on, defs) for op in stores} or {0}
+    if len(goes) > 1 or None in goes:
+        raise FcError("compile/unsupported", f"whether turns come earlier or later along {kernel.grid[axis].name} cannot be told: programs "
+                      "could begin in an order in which one waits for a later one", loc=stores[0].loc,
+                      expected="a number that grows, or falls, along the grid's axes", hint="as in turn=(Turns[rows.start], cols_tile)")
+    (way,) = goes
+    return way or 0
 
 
 def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int | None:

@@ -22,7 +22,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32
 from ..facts.common import ELEMENTWISE, called, without_effect
-from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, staging, stored_blocks
+from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, out_of_turn, staging, stored_blocks
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -81,6 +81,8 @@ class _Selector:
         if self.schedule.epilogue == "tma" and is_box(op):
             self.bulk_store(op, b)
             return
+        if op.get("turn"):
+            raise out_of_turn(op)
         b.do("st_global", *op.operands, **self.access(op))
 
     def access(self, op: Op) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 In: selected machine IR whose first role is one thread, with the waits and arrivals of its other channels. Out: the same, where a tile that
 a loop stages for a bulk store travels through a channel: warps wait until its slot is free, stage, say that it is full and go on. The role
 `send`, a warp beside the one that copies, walks the same loops: it waits for the warps of each part, starts the part's store, and frees the
-slot when the engine has read it (`sync` puts that wait there). So no warp that computes issues a store, or waits for one. Guaranteed: a
+slot when the engine has read it (`sync` puts that wait there). A tile that is added in turn waits for it there, and ends it when it has
+been written. So no warp that computes issues a store, or waits for one. Guaranteed: a
 channel has a second slot where that costs no block its room.
 """
 
@@ -12,15 +13,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Role, Value, walk
+from ...ir.core import Block, Kernel, Role, Value, walk, walk_kernel
 from ...ir.lifetimes import WRITES
 from ...ir.named_barriers import WARPGROUP, is_one_thread
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_block, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
+from ...ir.tile_ops import in_turn
 from ...ir.types import Buffer, Frag
 from ..facts.common import without_effect
+from ..facts.stores import out_of_turn
 from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
 from .alloc import side_by_side
@@ -31,7 +34,7 @@ WARPS = 2
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not schedule.sender:
-        return kernel
+        return _in_turn(kernel)
     main, first = kernel.roles[-1], kernel.roles[0]
     sent = {o.operands[-1]: o["parts"] for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0])
             if o.kind == "tma_store" and isinstance(o.operands[-1].type, Buffer)}
@@ -44,6 +47,14 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if odd is not None:
         raise FcError("compile/unsupported", "whether or where a tile is stored follows from what each warp has, and the role that stores "
                       "is one thread", loc=odd.loc, expected="numbers of the grid and of loops", got=odd.kind, hint="leave sender out")
+    return _in_turn(kernel)
+
+
+def _in_turn(kernel: Kernel) -> Kernel:
+    """All that is stored in turn is stored by the sender."""
+    left = next((o for o in walk_kernel(kernel) if o.kind == "tma_store" and o.get("turn")), None)
+    if left is not None:
+        raise out_of_turn(left)
     return kernel
 
 
@@ -52,13 +63,11 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     first, *others, main = kernel.roles
     ring = lambda v: Value(replace(v.type, slots=slots), v.name)
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
-    hears = _hears(main.body)
-    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels, hears)))
+    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    counted = {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears
-    out = _one_more(replace(kernel, roles=roles, buffers=buffers), counted)
+    out = replace(kernel, roles=roles, buffers=buffers)
     enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
     return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
@@ -90,33 +99,25 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
     return b.block(block.args)
 
 
-def _hears(body: Block) -> set[Value]:
-    """Barriers of channels of numbers: where blocks take several tiles, the sender hears of them too."""
-    at = {o.results[0]: o.operands[1] for o in walk(body) if o.kind == "slot"}
-    cursors = {at[o.operands[0]] for o in walk(body) if o.kind == "fetch"}
-    return {o.operands[0] for o in walk(body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[1] in cursors}
-
-
-def _one_more(kernel: Kernel, bars: set[Value]) -> Kernel:
-    """One role more arrives at these barriers."""
-    more = {v: Value(replace(v.type, count=v.type.count + 1), v.name) for v in bars}
-    return replace(kernel, buffers=tuple(more.get(v, v) for v in kernel.buffers),
-                   roles=tuple(replace(r, body=copy_block(r.body, Env(dict(more)))) for r in kernel.roles)) if more else kernel
-
-
-def _sends(block: Block, channels: dict[Value, Channel], hears: set[Value]) -> Block:
+def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
     """What the sender does: the loops and scalars that stores follow from, and the stores."""
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
         c = channels.get(op.operands[-1]) if op.kind == "tma_store" else None
         if c is not None:
-            view = c.view(b)
+            view, turn = c.view(b), in_turn(op)
+            where = op.operands[:-1 - len(turn)]
+            attrs = {k: a for k, a in op.attrs.items() if k != "turn"}
+            if turn:
+                b.do("await_turn", *turn)
             for part in range(c.parts):
                 c.wait(b, part)
-                b.add(replace(op, operands=(*op.operands[:-1], view), attrs={**op.attrs, **c.of_part(part)}))
+                b.add(replace(op, operands=(*where, view), attrs={**attrs, **c.of_part(part)}))
                 b.do("bulk_commit")
             c.release(b, range(c.parts))
-        elif op.regions or op.kind == "yield" or not has_effect(op) or (op.kind.startswith("mbar_") and op.operands[0] in hears):
-            b.add(op.within(lambda r: _sends(r, channels, hears)))
+            if turn:
+                b.do("end_turn", *turn)
+        elif op.regions or op.kind == "yield" or not has_effect(op):
+            b.add(op.within(lambda r: _sends(r, channels)))
     return b.block(block.args)

@@ -23,6 +23,7 @@ from ...ir.moves import quad_rows
 from ...ir.rewrite import Builder, Env, branch
 from ...ir.schedule import Schedule
 from ...ir.target import Target
+from ...ir.tile_ops import in_turn
 from ...ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
 from ..facts.common import copy_threads, without_effect
 from .flights import ring_buffer
@@ -394,7 +395,7 @@ class _Placer:
             self.used.add("quad")  # also where the tile is too narrow to have quads
         if swapped is not None:
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
-        b.do("store", env[op.operands[0]], frag, *self.positions(op, frag.type.layout, b, env), **op.attrs, vec=vec)
+        b.do("store", env[op.operands[0]], frag, *self.positions(op, frag.type.layout, b, env), *env.all(in_turn(op)), **op.attrs, vec=vec)
 
 
 def _frag(v: Value, home: Any) -> Frag:
