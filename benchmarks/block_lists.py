@@ -2,6 +2,7 @@
 
     python -m benchmarks.block_lists --compile      into the cache on disk
     python -m benchmarks.block_lists --json out/block_lists.json
+    python -m benchmarks.block_lists --elements     masks that are asked about every element: their lists, by so many warps, and the call
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,13 +60,58 @@ def fits(job: tuple[int, str]) -> tuple[int, str, str]:
     return (*job, why_not(lambda: blocks._over_lists(facts, given, choice, True, block_of(schedule), ("LSE",)), 60))
 
 
+def elements(json_file: str | None) -> int:
+    """Lists that are checked against the mask, of 8192 rows and keys."""
+    import torch
+
+    n, block, table = 8192, (128, 128), dict[str, float]()
+    q, k, v = (torch.randn(1, 16, n, 64, device="cuda", dtype=torch.float16) for _ in range(3))
+    some = (torch.rand(64, 64, device="cuda") < 0.3).repeat_interleave(128, 0).repeat_interleave(128, 1).to(torch.int8)
+    i, j = torch.arange(n, device="cuda")[:, None], torch.arange(n, device="cuda")
+    of: dict[str, tuple[Any, Any]] = {
+        "a tensor of both": (lambda b, h, i, j: some[i, j] == 1, some == 1),
+        "a tensor of both, causal": (lambda b, h, i, j: (some[i, j] == 1) & (j <= i), (some == 1) & (j <= i)),
+        "bits of both": (lambda b, h, i, j: ((i ^ j) & 1024 == 0) & (some[0, j] >= 0), (i ^ j) & 1024 == 0)}
+    own, arch = blocks._own, variants._arch(0)
+    for name, (mask, seen) in of.items():
+        calls_of: list[Checked] = []
+        tiles = seen.reshape(64, 128, 64, 128).transpose(1, 2)
+        some_seen, all_seen = tiles.any(-1).any(-1), tiles.all(-1).all(-1)
+        for warps in (4, 8, 16):
+            blocks._own = lambda b, warps=warps: replace(own(b), warps=warps)  # type: ignore[assignment, misc]
+            variants._kept.clear()
+            given = functions(mask=mask)
+            run = functools.partial(blocks._made, blocks._exact(given, arch, block, None), given, arch, (1, 1, n, n), q, block, None)
+            lists = run()  # compiled with these warps
+            for r in range(64):
+                want = [2 * c + int(all_seen[r, c]) for c in range(64) if some_seen[r, c]]
+                assert lists.entries[0, 0, r, :int(lists.counts[0, 0, r])].tolist() == want, (name, warps, r)
+            calls_of.append(Checked(f"lists, {warps} warps", run, 0.0, 0.0))
+        blocks._own = own
+        call = functools.partial(fc.attention, q, k, v, mask=mask)
+        want = torch.nn.functional.scaled_dot_product_attention(*(x[:, :1].double() for x in (q, k, v)), attn_mask=seen)
+        wrong = float((torch.nan_to_num(want) - call()[:, :1].double()).abs().max())
+        assert wrong < 4e-3, (name, wrong)
+        calls_of += [Checked("the call", call, wrong, wrong),
+                     Checked("dense", functools.partial(fc.attention, q, k, v), 0.0, 0.0)]
+        for what, t in graph_times(calls_of, 3, 7, 1).items():
+            table[f"{name}: {what}"] = t.ms
+            print(f"{name:28} {what:18} {t.ms * 1e3:8.1f} us", flush=True)
+    if json_file:
+        Path(json_file).write_text(json.dumps(table, indent=1))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--json")
+    parser.add_argument("--elements", action="store_true")
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
+    if args.elements:
+        return elements(args.json)
     jobs = [(d, str(s)) for d in (64, 128) for s in schedules(d)]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(fits, jobs, chunksize=1)

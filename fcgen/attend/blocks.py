@@ -1,7 +1,7 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by kernels.
 
 `fcgen.attention` makes the lists of such a mask in front of each call, without waiting for them, and those of masks that may leave several
-holes in long rows: in one launch where the mask can be asked about whole blocks (`lang.bounds`), else in two that look at every element.
+holes in long rows, in one launch: where the mask can be asked about whole blocks (`lang.bounds`), of these, else of every element.
 `fcgen.block_lists` makes them once for many calls, exactly. Guaranteed: no block is left out that a row sees, none is called whole that is
 not, whatever the mask holds then; where it tells batches, or heads, not apart, there is one list for all of them.
 """
@@ -21,7 +21,7 @@ from ..ir.core import walk_kernel
 from ..ir.known import const_of
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
-from ..kernels.listed import bounded_lists, joined_lists, listed_attention, lists_of, merged_lists
+from ..kernels.listed import bounded_lists, listed_attention, lists_of, merged_lists
 from ..lang.captures import identity
 from ..passes import run_passes
 from ..runtime import tensors
@@ -31,8 +31,6 @@ from .variants import Choice, Functions, _arch, family, fitted, functions, quiet
 
 #: tiles of keys from which on it pays to look for holes
 _LONG = 16
-#: of keys, whose lists are made side by side
-PARTS = 8
 
 
 class Lists(NamedTuple):
@@ -65,12 +63,12 @@ def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: A
     if given.keep is None:
         raise FcError("call/argument", "there are no lists without a mask", expected="a function (b, h, q_idx, kv_idx) -> condition")
     for name, n in (("batch", batch), ("heads", heads), ("rows", rows), ("keys", keys)):
-        if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "shape", ()) != () or int(n) < 1:
-            raise FcError("call/argument", f"argument `{name}` is not a number of at least one", got=repr(n)[:80])
+        if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "shape", ()) != () or not 1 <= int(n) < 2**31:
+            raise FcError("call/argument", f"argument `{name}` is not a number of at least one, in 32 bits", got=repr(n)[:80])
     _check_block(block)
     given.check((batch, heads, rows, keys))
     arch = _arch(tensors.describe(like, "like").device)
-    return _made(given, arch, (batch, heads, rows, keys), like, block, None)
+    return _made(_exact(given, arch, block, None), given, arch, (batch, heads, rows, keys), like, block, None)
 
 
 def _check_block(block: Any) -> None:
@@ -122,25 +120,29 @@ def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int
 
 @functools.lru_cache(maxsize=64)
 def _own(block: tuple[int, int]) -> Schedule:
-    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=8 if block[0] * block[1] > 4096 else 4)
+    """Many warps, which share a block's elements evenly where its keys are a power of two. (8192 x 8192 bytes: 0.25 ms with 16 warps, 0.44
+    with 8, 0.85 with 4; Hopper, 2026-11-28)"""
+    rows, keys = block
+    most = 8 if keys & (keys - 1) else 16
+    return Schedule(tiles={"ROWS": rows, "KEYS": keys}, warps=min(most, 16 if rows * keys > 8192 else 8 if rows * keys > 4096 else 4))
 
 
-def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None, parts: bool = True) -> Family:
-    """The programs that make a mask's lists, of parts of the keys or of all of them."""
+def _exact(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:
+    """The programs that make a mask's lists, asking it about every element."""
 
     def make(functions: Mapping[str, Any]) -> Program:
-        absent: dict[str, Any] = dict.fromkeys([*(["shift"] if shift is None else []), *([] if parts else ["span"])])
+        absent: dict[str, Any] = {"shift": None} if shift is None else {}
         return quiet(lists_of, arch, _own(block), **functions, **absent)
 
-    return family(("lists", arch, block, shift is None, parts), Functions(keep=given.keep), make)
+    return family(("lists", arch, block, shift is None), Functions(keep=given.keep), make)
 
 
 #: kinds of masks that cannot be asked about whole blocks
 _elements: set[Any] = set()
 
 
-def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family | None:
-    """The programs that make a mask's lists in one launch, where it can be asked about whole blocks."""
+def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:
+    """The programs that make a mask's lists: asking it about whole blocks, where that can be."""
 
     def make(functions: Mapping[str, Any]) -> Program:
         absent: dict[str, Any] = {"shift": None} if shift is None else {}
@@ -148,7 +150,7 @@ def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | N
 
     key = identity(getattr(given.keep, "fn", given.keep)), arch, block, shift is None
     if key in _elements:
-        return None
+        return _exact(given, arch, block, shift)
     try:
         found = family(("bounds", *key[1:]), Functions(keep=given.keep), make)
         found.find({"keep": given.keep})
@@ -158,20 +160,8 @@ def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | N
         if len(_elements) >= 256:
             _elements.clear()
         _elements.add(key)
-        return None
+        return _exact(given, arch, block, shift)
     return found
-
-
-@functools.lru_cache(maxsize=16)
-def _joiner(arch: str) -> Program:
-    return quiet(joined_lists, arch, Schedule(tiles={"ENTRIES": 32}, warps=1))
-
-
-def parts_of(blocks: int) -> tuple[int, int]:
-    """How many blocks of keys are a part, and into how many parts they fall. One program looks at one part of the keys of a block of rows:
-    as one part, 8192 keys took 76 us and the attention behind it 284 (documents, D = 64; H200, 2026-11-27)."""
-    each = -(-blocks // PARTS)
-    return each, -(-blocks // each)
 
 
 class Reads(NamedTuple):
@@ -187,7 +177,7 @@ class Reads(NamedTuple):
 
 
 def _reads_of(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Reads:
-    return _reads(_lister(given, arch, block, shift, False).find({"keep": given.keep})[0])
+    return _reads(_exact(given, arch, block, shift).find({"keep": given.keep})[0])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -229,33 +219,25 @@ def _for_lists(schedule: Schedule) -> Schedule:
     return two_groups(schedule)
 
 
-def _made(given: Functions, arch: str, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None,
-          bounded: Family | None = None) -> Lists:
-    """Launch the kernels that make the lists. sizes: batch, heads, rows, keys. bounded: the one that does it alone."""
+def _made(lister: Family, given: Functions, arch: str, sizes: tuple[int, ...], like: Any, block: tuple[int, int],
+          shift: int | None) -> Lists:
+    """Launch the kernel that makes the lists. sizes: batch, heads, rows, keys."""
     b, h, rows, keys = sizes
-    reads, wide = _reads_of(given, arch, block, shift), -(-keys // block[1])
-    each, parts = parts_of(wide)
+    reads = _reads_of(given, arch, block, shift)
     shape = (b if reads.batch else 1, h if reads.head else 1, -(-rows // block[0]))
-    one = lambda *more: (_empty(like, (*shape, *more), "int32"), _empty(like, (*shape, wide), "int32"))
+    made = _empty(like, shape, "int32"), _empty(like, (*shape, -(-keys // block[1])), "int32")
     scalars = {"queries": rows, "keys": keys, **({} if shift is None else {"shift": shift})}
-    made = one()
-    if bounded is not None:
-        bounded.run({"keep": given.keep}, {"Count": made[0], "List": made[1], **scalars})
-        return Lists(*made, block)
-    part, scalars["span"] = one(parts), each * block[1]
-    _lister(given, arch, block, shift).run({"keep": given.keep}, {"Count": part[0], "List": part[1], **scalars})
-    _joiner(arch).launcher({"PartCount": part[0], "Part": part[1], "Count": made[0], "List": made[1], "each": each})
+    lister.run({"keep": given.keep}, {"Count": made[0], "List": made[1], **scalars})
     return Lists(*made, block)
 
 
 class Wanted(NamedTuple):
     """What is known before a call about lists of its mask. lister: makes them, if there are to be any, for such blocks. keys: that holds
-    for more than, and at most, so many. bounded: it does so alone."""
+    for more than, and at most, so many."""
 
     lister: Family | None
     block: tuple[int, int]
     keys: tuple[int, int]
-    bounded: bool = False
 
 
 def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wanted:
@@ -270,8 +252,7 @@ def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wa
     reads = _reads_of(given, choice.arch, block, shift)
     if not (reads.elements or reads.holes) or (not reads.elements and keys <= many):
         return Wanted(None, block, (few, many if reads.holes else none))
-    bounded = _bounded(given, choice.arch, block, shift)
-    return Wanted(bounded or _lister(given, choice.arch, block, shift), block, (few if reads.elements else many, none), bounded is not None)
+    return Wanted(_lister(given, choice.arch, block, shift), block, (few if reads.elements else many, none))
 
 
 def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> Lists | None:
@@ -280,7 +261,7 @@ def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: An
     found = wanted(k[2], given, choice, shift)
     if found.lister is None:
         return None
-    return _made(given, choice.arch, (q[0], q[1], q[2], k[2]), like, found.block, shift, found.lister if found.bounded else None)
+    return _made(found.lister, given, choice.arch, (q[0], q[1], q[2], k[2]), like, found.block, shift)
 
 
 def planned(found: Wanted, given: Functions, device: int, arch: str, shift: tuple[int | None, str]) -> plans.Lister:
@@ -288,8 +269,7 @@ def planned(found: Wanted, given: Functions, device: int, arch: str, shift: tupl
     assert found.lister is not None
     program, values, bind = found.lister.bound({"keep": given.keep})
     reads = _reads_of(given, arch, found.block, shift[0])
-    join = None if found.bounded else plans.part(_joiner(arch), device)
-    return plans.Lister(plans.part(program, device, values, bind, ["keep"]), join, found.block, reads.batch, reads.head, shift[1], PARTS)
+    return plans.Lister(plans.part(program, device, values, bind, ["keep"]), found.block, reads.batch, reads.head, shift[1])
 
 
 def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, arguments: dict[str, Any], lists: Any,

@@ -142,16 +142,14 @@ def plan(p: Part, device: int, like: Any, *, lse: bool, given: bool, rows: bool 
     s.line(*_rows(views, s) if rows else ())
     s.begin()
     views |= captured
-    joined: dict[str, View] = {}
     if lists is not None:
-        joined = lists.begin(s, *mask)
-        views |= lists.spread(joined)
+        views |= lists.begin(s, *mask)
     scalars |= {"scale": "scale"} | ({"shift": lists.shift} if lists is not None and "shift" in p.loaded.kinds else {})
     if {*p.loaded.order} != {*views, *scalars} or any(len(views[a.name].shape) != a.rank for a in p.loaded.frame.arguments):
         return None
     s.check(p.loaded, views, scalars, ["O"] if given else [], tuple("QKVO"))
     if lists is not None:
-        lists.go(s, *mask, joined)
+        s.go(lists.part.loaded, *mask, s.stream)
     s.go(p.loaded, views, scalars, s.stream)
     return s.plan("(o, lse)" if lse else "o")
 
@@ -171,46 +169,23 @@ def _rows(views: dict[str, View], s: Script) -> list[str]:
 
 
 class Lister(NamedTuple):
-    """The programs that make a mask's lists of blocks: of parts of the keys, at most `parts` of them, and one of these, or of all at once.
-    block: rows and keys of one. batch, head: it tells them apart. shift: the text of where the diagonal is."""
+    """The program that makes a mask's lists of blocks. block: rows and keys of one. batch, head: it tells them apart. shift: the text of
+    where the diagonal is."""
 
     part: Part
-    join: Part | None
     block: tuple[int, int]
     batch: bool
     head: bool
     shift: str
-    parts: int
 
     def begin(self, s: Text, views: dict[str, View], scalars: dict[str, str]) -> dict[str, View]:
-        """Make the lists; the views of those of parts and of the whole ones."""
+        """Make the lists; their views, for every batch and head."""
         (tall, wide), i32 = self.block, s.torch.int32
         b, h = "q_0" if self.batch else "1", "q_1" if self.head else "1"
         s.line(f"tall, wide = -(-q_2 // {tall}), -(-k_2 // {wide})")
-        shape = b, h, "tall"
         scalars |= {"queries": "q_2", "keys": "k_2"} | ({"shift": self.shift} if "shift" in self.part.loaded.kinds else {})
-        if self.join is None:
-            joined = dict(zip(("Count", "List"), s.together(i32, count=shape, entries=(*shape, "wide"))))
-            views |= joined
-            s.check(self.part.loaded, views, scalars)
-            return joined
-        s.line(f"each = -(-wide // {self.parts})", "parts = -(-wide // each)")
-        part_count, part_entries, count, entries = s.together(i32, part_count=(*shape, "parts"), part_entries=(*shape, "wide"), count=shape,
-                                                              entries=(*shape, "wide"))
-        views |= {"Count": part_count, "List": part_entries}
-        scalars["span"] = f"(each * {wide})"
+        made = dict(zip(("Count", "List"), s.together(i32, count=(b, h, "tall"), entries=(b, h, "tall", "wide"))))
+        views |= made
         s.check(self.part.loaded, views, scalars)
-        joined = {"PartCount": part_count, "Part": part_entries, "Count": count, "List": entries}
-        s.check(self.join.loaded, joined, {"each": "each"})
-        return joined
-
-    def spread(self, joined: dict[str, View]) -> dict[str, View]:
-        """The whole lists for every batch and head."""
         steps = lambda v: (v.strides[0] if self.batch else "0", v.strides[1] if self.head else "0", *v.strides[2:])
-        return {n: View(joined[n].pointer, ("q_0", "q_1", *joined[n].shape[2:]), steps(joined[n])) for n in ("Count", "List")}
-
-    def go(self, s: Text, views: dict[str, View], scalars: dict[str, str], joined: dict[str, View]) -> None:
-        """Fill them."""
-        s.go(self.part.loaded, views, scalars, s.stream)
-        if self.join is not None:
-            s.go(self.join.loaded, joined, {"each": "each"}, s.stream)
+        return {n: View(v.pointer, ("q_0", "q_1", *v.shape[2:]), steps(v)) for n, v in made.items()}

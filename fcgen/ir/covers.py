@@ -6,8 +6,8 @@ the launch, the interpreter and the simulator. A PLACE is a number, a name (of a
 n, (in, k, LOW, HIGH) for that of a loop, or (OP, PLACE, ...). The access is made where all CONDITIONs hold. A place that hangs on what a
 tensor holds, or that a loop carries, has no line, nor has one under a condition of this kind: the simulator reports it where it is outside.
 What loops do not change is read in front of them (`simplify`), and added behind them (`totals`), so its line does not hang on whether they
-have iterations. Gathers read 0 outside, so of these there are lines only for places that are the grid's or a loop's own, or parts of them
-(`//`, `%`).
+have iterations; a read that no line answers for there is told to stay (`stays`). Gathers read 0 outside, so of these there are lines only
+for places that are the grid's or a loop's own, or parts of them (`//`, `%`).
 
 A check follows intervals first (`ranges.RULES`). Where that does not decide, places are computed for every index, up to some millions of
 them: past that a program is believed. All follows from the program as it was traced: later, a persistent kernel's places are computed.
@@ -15,6 +15,7 @@ them: past that a program is believed. All follows from the program as it was tr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -70,12 +71,23 @@ def covered(kernel: Kernel) -> tuple[Cover, ...]:
     return tuple(told)
 
 
+def stays(kernel: Kernel) -> dict[Op, int]:
+    """Loads of which nothing but that they are made in an iteration says that they are inside: how many of the loops around them they may
+    leave. All others may be made in front of all loops, as far out as the first branch."""
+    return _Found(kernel).stays(covered(kernel))
+
+
 class _Scope(NamedTuple):
-    """condition: whether what stands inside is run, None for what always is. body: of a loop. writes: whether that does."""
+    """condition: whether what stands inside is run, None for what always is, UNKNOWN where that hangs on what has no line. body: of a loop.
+    writes: whether that does. runs: it has iterations."""
 
     condition: Place | None
     body: Block | None = None
     writes: bool = False
+    runs: bool = False
+
+
+UNKNOWN = ("?",)
 
 
 class _Found:
@@ -88,40 +100,72 @@ class _Found:
 
     def covers(self) -> tuple[Cover, ...]:
         out: dict[Cover, None] = {}
-        for role in self.kernel.roles:
-            self.leaves |= {arg: ("at", n) for n, arg in enumerate(role.body.args)}
-            for op, scopes in self.reached(role.body, ()):
-                if (access := accesses(op)) is None:
-                    continue
-                conditions = tuple(c for scope in self.around(op, scopes) if (c := scope.condition) is not None)
-                for n, axis in enumerate(access.axes):
-                    place = self.place(axis.start) if axis.start is not None and axis.word in ("at", "element") else None
-                    own = axis.word == "at" or (isinstance(place, tuple) and _words(place) <= PARTS)
-                    if place is not None and own and not self.inside(place, axis.dim, conditions):
-                        line = (op.operands[0].name, n, place, *conditions)
-                        out[line] = None
+        for op, scopes in self.reached():
+            conditions = _conditions(self.around(op, scopes))
+            for n, place in self.places(op) if UNKNOWN not in conditions else ():
+                if place is not None and not self.inside(place, op.operands[0].type.dims[n], conditions):
+                    line = (op.operands[0].name, n, place, *conditions)
+                    out[line] = None
         most: dict[Any, int] = {}
         for c in out:
             if type(c[2]) is int:
                 most[c[:2], c[3:]] = max(c[2], most.get((c[:2], c[3:]), 0))
         return tuple(c for c in out if type(c[2]) is not int or c[2] == most[c[:2], c[3:]])
 
-    def reached(self, block: Block, scopes: tuple[_Scope, ...]) -> Iterator[tuple[Op, tuple[_Scope, ...]]]:
-        """The ops that nothing decides about but what is known."""
+    def stays(self, told: tuple[Cover, ...]) -> dict[Op, int]:
+        out: dict[Op, int] = {}
+        for op, scopes in self.reached():
+            loops = list(itertools.takewhile(lambda s: s.body is not None, reversed(scopes)))
+            near = [s.body for s in loops if s.body is not None]
+            if op.kind != "load" or all(s.runs for s in loops):
+                continue
+            places = list(self.places(op))
+            left = len(near)
+            while left and not self.may_leave(op, scopes, near[:left], places, told):
+                left -= 1
+            if left < len(near):
+                out[op] = left
+        return out
+
+    def may_leave(self, op: Op, scopes: tuple[_Scope, ...], loops: list[Block], places: list[tuple[int, Place | None]],
+                  told: tuple[Cover, ...]) -> bool:
+        """Whether the access is inside in front of these loops."""
+        around = _conditions(scopes[:len(scopes) - len(loops)])
+        own = [i for loop in loops if (i := self.leaves.get(loop.args[0])) is not None]
+        return all(place is not None and not any(_hangs(place, i) for i in own)
+                   and (self.inside(place, op.operands[0].type.dims[n], around) or _answered(op, n, place, around, told))
+                   for n, place in places)
+
+    def places(self, op: Op) -> Iterator[tuple[int, Place | None]]:
+        """Of each axis along which the access must be inside, where it is: None for what hangs on something else."""
+        for n, axis in enumerate(() if (access := accesses(op)) is None else access.axes):
+            place = self.place(axis.start) if axis.start is not None and axis.word in ("at", "element") else None
+            if axis.word == "at" or (isinstance(place, tuple) and _words(place) <= PARTS):
+                yield n, place
+
+    def reached(self) -> Iterator[tuple[Op, tuple[_Scope, ...]]]:
+        """All ops, and what decides about them."""
+        for role in self.kernel.roles:
+            self.leaves |= {arg: ("at", n) for n, arg in enumerate(role.body.args)}
+            yield from self.inner(role.body, ())
+
+    def inner(self, block: Block, scopes: tuple[_Scope, ...]) -> Iterator[tuple[Op, tuple[_Scope, ...]]]:
         for op in block.ops:
             yield op, scopes
             if op.kind == "for":
-                body = op.regions[0]
                 low, high = map(self.place, op.operands[:2])
                 some: Place | None = None
                 if low is not None and high is not None:
-                    self.leaves[body.args[0]] = ("in", len(self.leaves), low, high)
-                    some = None if type(low) is type(high) is int and low < high else ("lt", low, high)
-                writes = any(OPS[o.kind].effect == "write" and o.kind != "yield" for o in walk(body))
-                yield from self.reached(body, (*scopes, _Scope(some, body, writes)))
-            elif op.kind == "if" and (cond := self.place(op.operands[0])) is not None:
-                for region, word in zip(op.regions, (cond, ("not", cond))):
-                    yield from self.reached(region, (*scopes, _Scope(word)))
+                    self.leaves |= dict.fromkeys((r.args[0] for r in op.regions), ("in", len(self.leaves), low, high))
+                    some = ("lt", low, high)
+                runs = type(low) is type(high) is int and low < high
+                writes = any(OPS[o.kind].effect == "write" and o.kind != "yield" for o in walk(op.regions[0]))
+                for region in op.regions:
+                    yield from self.inner(region, (*scopes, _Scope(None if runs else some, region, writes, runs)))
+            elif op.kind == "if":
+                cond = self.place(op.operands[0])
+                for region, word in zip(op.regions, (UNKNOWN, UNKNOWN) if cond is None else (cond, ("not", cond))):
+                    yield from self.inner(region, (*scopes, _Scope(word)))
 
     def around(self, op: Op, scopes: tuple[_Scope, ...]) -> tuple[_Scope, ...]:
         """Those that decide about it: a read that is the same in all iterations is made in front of them (`simplify`), what is added to one
@@ -183,6 +227,20 @@ class _Found:
         if x[0] == "mod":
             return a | ({x[2]} if not isinstance(x[2], tuple) else set())
         return a | b if x[0] == "min" else a & b if x[0] == "max" else a if x[0] == "floordiv" else set()
+
+
+def _conditions(scopes: tuple[_Scope, ...]) -> tuple[Place, ...]:
+    return tuple(s.condition for s in scopes if s.condition is not None)
+
+
+def _answered(op: Op, axis: int, place: Place, conditions: tuple[Place, ...], told: tuple[Cover, ...]) -> bool:
+    """Whether a line asks for this place, or a later one, wherever the conditions hold."""
+    return any(c[:2] == (op.operands[0].name, axis) and {*c[3:]} <= {*conditions}
+               and (c[2] == place or (type(c[2]) is type(place) is int and c[2] > place)) for c in told)
+
+
+def _hangs(x: Place, leaf: Place) -> bool:
+    return x == leaf or (isinstance(x, tuple) and any(_hangs(y, leaf) for y in x[1:]))
 
 
 def _words(x: Place) -> set[str]:

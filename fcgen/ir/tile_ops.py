@@ -276,8 +276,9 @@ def _check_load(op: Op) -> None:
 
 
 define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See `access`. stages: slots of its ring, if the
-       schedule names it. vec (once it is placed): at most this many elements per access.""", _none, effect="read", check=_check_load,
-       phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(0, 64).maybe, vec=VEC.maybe, reach=(1, 0, None))
+       schedule names it. vec (once it is placed): at most this many elements per access. leaves: it may be moved out of this many loops
+       that may have no iterations (without: out of all).""", _none, effect="read", check=_check_load, phases="placed pipelined",
+       index=INDEX, guard=GUARD, **SITE, stages=whole(0, 64).maybe, vec=VEC.maybe, leaves=whole(0, 64).maybe, reach=(1, 0, None))
 
 
 def _check_store(op: Op) -> None:

@@ -52,32 +52,28 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], Count
 
 
 @fc.kernel
-def lists_of(Count: "inout i32[B, H, R, P]", List: "inout i32[B, H, R, C]", *, queries: i32, keys: i32, span: "i32 | None",
-             shift: "i32 | None", keep=None):
-    """Which blocks of keys each block of rows sees, in ascending order. Rows past the last one, and keys, are nobody's. span: so many keys,
-    whole blocks, are one of P parts, each with a list of its own that begins where the part's own blocks would."""
-    b, h, rows, part = fc.grid(Count.B, Count.H, fc.tile(queries, "ROWS"), Count.P)
+def lists_of(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, queries: i32, keys: i32, shift: "i32 | None", keep=None):
+    """Which blocks of keys each block of rows sees, in ascending order. Rows past the last one, and keys, are nobody's. The mask is asked
+    about every element of the blocks that positions alone leave."""
+    b, h, rows = fc.grid(Count.B, Count.H, fc.tile(queries, "ROWS"))
     blocks = fc.tile(keys, "KEYS")
-    if span is not None:
-        fc.positive(span)
-    r, found, first = rows.start // rows.size, fc.var(0), part if span is None else part * (span // blocks.size)
+    r, found = rows.start // rows.size, fc.var(0)
 
     def seen(cols):
         inside = cols.valid if shift is None else cols.valid & (cols.index <= rows.index + shift)
         return inside & keep(b, h, rows.index, cols.index)
 
-    def mine(cols):
-        return seen(cols) if span is None else seen(cols) & (cols.index // span == part)
-
-    for cols in fc.loop(blocks, live=mine):
-        both = fc.where(rows.index < queries, fc.where(seen(cols), 1, 1 << 16), 0)  # how many are seen, and how many are not
-        both = fc.sum(both, axis=1 if cols.size & (cols.size - 1) else 0)  # a lane has few columns, or where they are odd, few rows
-        both = fc.sum(fc.where((both & 0xFFFF) > 0, 1, 0) + fc.where(both >= 1 << 16, 1 << 16, 0), axis=0)
-        wanted = (both & 0xFFFF) > 0 if span is None else ((both & 0xFFFF) > 0) & (cols.start // span == part)
+    for cols in fc.loop(blocks, live=seen):
+        each = fc.where(cols.valid, fc.where((rows.index < queries) & seen(cols), 1, 1 << 16), 0)
+        each = fc.sum(each, axis=1)  # of a row: how many are seen, how many not
+        some, rest = fc.where((each & 0xFFFF) > 0, 1, 0), fc.where(each >= 1 << 16, 1 << 16, 0)
+        both = fc.sum(fc.where(rows.index < queries, some + rest, 0), axis=0)
+        wanted = (both & 0xFFFF) > 0
         with fc.when(wanted):
-            fc.store(List[b, h, r, found + first], cols.start // cols.size * 2 + fc.where(both < 1 << 16, 1, 0))
+            fc.store(List[b, h, r, found], cols.start // cols.size * 2
+                     + fc.where((both < 1 << 16) & (cols.start + cols.size <= keys), 1, 0))
         found <<= found + fc.where(wanted, 1, 0)
-    fc.store(Count[b, h, r, part], found)
+    fc.store(Count[b, h, r], found)
 
 
 @fc.kernel
@@ -103,19 +99,6 @@ def bounded_lists(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, q
         packed = fc.sum(fc.where(one, blocks.index * 2 + fc.where(seen.must, 1, 0), 0), axis=blocks)
         fc.store(List[b, h, r, (entries + (found - blocks.start)).until(found + fc.sum(some))], packed)
         found <<= found + fc.sum(some)
-    fc.store(Count[b, h, r], found)
-
-
-@fc.kernel
-def joined_lists(PartCount: i32[B, H, R, P], Part: i32[B, H, R, C], Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, each: i32):
-    """One list of those of parts of `each` blocks."""
-    b, h, r = fc.grid(Count.B, Count.H, Count.R)
-    found = fc.var(0)
-    for part in fc.loop(PartCount.P):
-        n = PartCount[b, h, r, part]
-        for entries in fc.loop(fc.tile(n, "ENTRIES")):
-            fc.store(List[b, h, r, entries + found], fc.load(Part[b, h, r, entries + part * each]))
-        found <<= found + n
     fc.store(Count[b, h, r], found)
 
 

@@ -10,10 +10,11 @@ here raises FcError, as any mistake in a spec does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, prod
+from math import inf
 from typing import Any
 
 from ..errors import FcError
+from ..ir.ranges import FLOOR, ROOM
 from ..ir.types import DType, f32, i1, i32, i64
 from .arith import elementwise, lift
 from .functions import max as largest
@@ -23,8 +24,6 @@ from .handles import Handle
 from .mistakes import dtype_of
 from .trace import current, mistake
 
-#: positions times so much are whole numbers of 32 bits
-SMALL = 128
 Each = Callable[[], Handle]
 Ends = tuple[Any, Any]
 
@@ -77,13 +76,15 @@ class Verdict(_Blocks):
 class Bounds(_Blocks):
     """ends: lo <= x <= hi, where they are known. axis: whose positions alone it follows from (None: from none; "": from more than one's);
     each: makes its elements, where it follows from one. held: it may be anything, and a sum of its ends may wrap where an element's does
-    not. scale: it is at most so many times as large as positions are; 0 of a number that is not known."""
+    not. most: how far from 0 it can be where positions and numbers are up to `FLOOR`; a launch sees to it that what stays in 32 bits there
+    does so always. fixed: a number that is known."""
 
-    __slots__ = ("axis", "each", "ends", "held", "kind", "scale")
+    __slots__ = ("axis", "each", "ends", "fixed", "held", "kind", "most")
 
-    def __init__(self, kind: DType, ends: Ends | None, axis: str | None, each: Each | None, held: bool = False, scale: int = 1):
+    def __init__(self, kind: DType, ends: Ends | None, axis: str | None, each: Each | None, held: bool = False, most: int = FLOOR,
+                 fixed: bool = False):
         super().__init__(None, ())  # type: ignore[arg-type]
-        self.kind, self.ends, self.axis, self.each, self.held, self.scale = kind, ends, axis, each, held, scale
+        self.kind, self.ends, self.axis, self.each, self.held, self.most, self.fixed = kind, ends, axis, each, held, most, fixed
 
     @property
     def dtype(self) -> DType:
@@ -96,7 +97,7 @@ class Bounds(_Blocks):
         h = lift(x, self.kind)
         if isinstance(x, Verdict) or h.labels:
             self._no_value()
-        return Bounds(h.dtype, (h, h), None, lambda: h, False, abs(x) if type(x) is int else 0)
+        return Bounds(h.dtype, (h, h), None, lambda: h, False, *((abs(x), True) if type(x) is int else ()))
 
     def to(self, dtype: Any) -> Any:
         d, each = dtype_of(dtype), self.each
@@ -112,8 +113,9 @@ class Bounds(_Blocks):
             self._no_value()
         xs = [self.of(x) for x in args]
         axes = {x.axis for x in xs} - {None}
-        scale = prod(x.scale for x in xs) if name == "mul" else max((x.scale for x in xs if x.axis is not None), default=0)
-        known = all(x.ends is not None and not x.held for x in xs) and (name != "mul" or (0 < scale <= SMALL and len(axes) < 2))
+        most = MOST[name](*[x.most for x in xs]) if name in MOST else 0
+        known = all(x.ends is not None and not x.held for x in xs) and most <= ROOM
+        known = known and (name != "mul" or (len(axes) < 2 and any(x.fixed for x in xs)))
         every: list[Each] = [x.each for x in xs if x.each is not None]
         each = (lambda: elementwise(name, *[make() for make in every])) if len(axes) < 2 and len(every) == len(xs) else None
         if name in COMPARED:
@@ -123,7 +125,7 @@ class Bounds(_Blocks):
         if found is None and each is None:
             self._no_value()
         kind = self.kind if found or each is None else each().dtype
-        return Bounds(kind, found, axes.pop() if len(axes) == 1 else "" if axes else None, each, found is None, scale)
+        return Bounds(kind, found, axes.pop() if len(axes) == 1 else "" if axes else None, each, found is None, most)
 
     def of_each(self, c: Handle, axis: Any) -> Verdict:
         counted = where(c, 1, 0)
@@ -219,6 +221,12 @@ RULES: dict[str, Callable[..., Ends | None]] = {
     "min": _rule(lambda a, b, c, d: (minimum(a, c), minimum(b, d))),
     "max": _rule(lambda a, b, c, d: (maximum(a, c), maximum(b, d))),
     "mul": _products, "floordiv": _quotients, "mod": _remainders}
+
+
+#: `Bounds.most` of what a function makes
+MOST: dict[str, Callable[..., int]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a + b, "mul": lambda a, b: a * b, "neg": abs, "abs": abs, "min": max, "max": max,
+    "floordiv": lambda a, b: max(a, 1), "mod": lambda a, b: b}
 
 
 def verdict(condition: Callable[..., Any], *where_: Any) -> Verdict | None:

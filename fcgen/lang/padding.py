@@ -17,7 +17,7 @@ from ..ir.access import Access
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.known import number_of
-from ..ir.types import i1, i32
+from ..ir.types import DType, i1, i32
 from .handles import Handle, Label
 from .ranges import Range, extent_name
 
@@ -193,7 +193,7 @@ class _Padding:
             return Past(number_of(op, numbers), same)
         if op.kind in FNS and FNS[op.kind].kind == "compare":
             return Past(self._compared(op, axis), same)
-        return Past(_partly(op.kind, numbers, op.result.type.dtype == i1), same)
+        return Past(_partly(op.kind, numbers, op.result.type.dtype), same)
 
     def _compared(self, op: Op, axis: int) -> bool | None:
         along, (a, b) = self._range(op.result, axis), map(self._of_line, op.operands)
@@ -264,19 +264,19 @@ class _Padding:
         return line.number if sizes else -math.inf
 
 
-def _partly(kind: str, numbers: Sequence[Any], logic: bool) -> Any:
-    """What an op makes of numbers of which some are not known."""
+def _partly(kind: str, numbers: Sequence[Any], dtype: DType) -> Any:
+    """What an op makes of numbers of which some are not known. (Integers that are far away wrap.)"""
     a, b = numbers[0], numbers[-1]
     known = b if a is None else a
     if kind == "select":
         return numbers[1 if a else 2] if a is not None else numbers[1] if numbers[1] == numbers[2] else None
-    if kind in ("and", "or") and logic:
+    if kind in ("and", "or") and dtype == i1:
         return known if known is not None and bool(known) == (kind == "or") else None
     if kind in ("mul", "div") and known == 0 and (kind == "mul" or a == 0):
         return 0
     if kind == "div" and b is not None and abs(b) >= FAR:
         return 0
-    if kind in ("add", "sub", "mul") or (kind == "div" and a is not None):
+    if dtype.is_float and (kind in ("add", "sub", "mul") or (kind == "div" and a is not None)):
         far = known is not None and not isinstance(known, bool) and abs(known) >= FAR
         return math.copysign(math.inf, -known if kind == "sub" and a is None else known) if far else None
     return None

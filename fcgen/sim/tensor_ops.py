@@ -44,9 +44,11 @@ class TensorOps:
         coords = [c[..., axis] for axis in range(c.shape[-1])]
         access, numbers = Access.of(op), numbers_of(op, args)
         numbers.update({v: numbers[v][:, along(layout, axis)[1]] for v, axis in access.listed.items()})
-        for dim, (axis, i, ok) in enumerate(reached(op, numbers, data.shape, coords)):
-            i, ok = np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape)
-            if not axis.guard and not ok.all():
+        axes = [(axis, np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape))
+                for axis, i, ok in reached(op, numbers, data.shape, coords)]
+        kept = np.logical_and.reduce([ok for axis, _, ok in axes if axis.guard], initial=True)  # guards keep off the others
+        for dim, (axis, i, ok) in enumerate(axes):
+            if not axis.guard and (kept & ~ok).any():
                 self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{data.shape[dim] - 1} along axis {dim}",
                                 got=f"{i.min()}..{i.max()}", hint="a guard on this axis", notes=[f"{self.who}"])
             inside &= ok

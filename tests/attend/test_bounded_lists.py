@@ -21,6 +21,7 @@ LENGTHS = np.array([400], np.int32)
 FLOATS = RNG.standard_normal(N).astype(np.float32).repeat(20)[:N]
 FLOATS[::7], FLOATS[40:60] = np.nan, np.nan
 FLAGS = np.repeat(RNG.integers(0, 2, N), 17)[:N].astype(np.uint8)
+FAR = 2147483600
 
 wrapped = lambda i, n: (i * n).astype(np.int32)
 
@@ -44,6 +45,9 @@ MASKS: dict[str, Any] = {
     "what weighs more": (lambda b, h, i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), lambda i, j: (FLOATS[j] > 0.2) | (FLAGS[j] == 1), False),
     "what wraps": (lambda b, h, i, j: (i * 1103515245 > j * 12345678) & (i.to(fc.u8) >= (j * 5).to(fc.u8)),
                    lambda i, j: (wrapped(i, 1103515245) > wrapped(j, 12345678)) & (i.astype(np.uint8) >= (j * 5).astype(np.uint8)), False),
+    "a number that leaves 32 bits": (lambda b, h, i, j: (i + 2147483647 > 5) & (j * 128 + FAR < 5),
+                                     lambda i, j: (wrapped(i + 2147483647, 1) > 5) & (wrapped(j * 128 + FAR, 1) < 5), False),
+    "what has no opposite": (lambda b, h, i, j: abs(j + -2147483648) < MIXED[i], lambda i, j: (j == 0) & (MIXED[i] > -1), False),
     "no numbers": (lambda b, h, i, j: ~(FLOATS[i] >= FLOATS[j]), lambda i, j: ~(FLOATS[i] >= FLOATS[j]), False),
     "of one axis": (lambda b, h, i, j: (j - MIXED[j] > i) & (i.to(fc.f32) * 0.5 < 120.0),
                     lambda i, j: (j - MIXED[j] > i) & (i * 0.5 < 120), False),
@@ -76,7 +80,7 @@ def test_no_block_is_missing_and_none_is_called_whole(name: str, shift: int | No
 
 
 def test_masks_without_bounds_are_asked_about_every_element() -> None:
-    """What tensors hold for rows and for keys has no sum, which may wrap for one element and not for the next; and a float of both axes is
+    """By one kernel as well. What tensors hold for rows and for keys has no sum, which may wrap for one element and not for the next; and a float of both axes is
     rounded by each kernel as it likes."""
     small = MIXED.astype(np.uint8)
     for mask, one in ((masks.documents(SORTED), True), (masks.documents(SORTED) & masks.dilated(3), True),
@@ -86,7 +90,8 @@ def test_masks_without_bounds_are_asked_about_every_element() -> None:
                       (lambda b, h, i, j: (i - j) // j == 1, False), (lambda b, h, i, j: i * j > 9000, False),
                       (lambda b, h, i, j: i * 1000 * 1000 + j * 3 > 5, False),
                       *((lambda b, h, i, j, d=d: (i - j).to(d) > 3, False) for d in ("u8", "i8", "u32"))):
-        assert (blocks._bounded(functions(mask=mask), "sm_90a", (128, 128), None) is not None) == one
+        found = blocks._lister(functions(mask=mask), "sm_90a", (128, 128), None).find({"keep": mask})[0]
+        assert found.tile.name == ("bounded_lists" if one else "lists_of")
 
 
 def test_a_condition_of_one_axis_is_known_exactly() -> None:

@@ -155,15 +155,33 @@ def test_everything_at_once_over_lists(target: str, monkeypatch: pytest.MonkeyPa
     assert [p.name for p in seen] == ["bounded_lists", "listed_attention"]
 
 
+SEEN = (RNG.random((M, N)) < 0.3).repeat(20, axis=1)[:, :N].astype(np.int8)
+#: masks of which blocks of positions say nothing
+DATA: dict[str, Any] = {
+    "a tensor of rows and keys": (lambda b, h, i, j: (SEEN[i, j] == 1) & (j <= i + 30), lambda b, h, i, j: (SEEN[i, j] == 1) & (j <= i + 30)),
+    "floats of both": (lambda b, h, i, j: (i - j).to(fc.f32) * 0.5 > IDS[b, j].to(fc.f32),
+                       lambda b, h, i, j: (i - j) * 0.5 > IDS[b][j]),
+    "bits of both": (lambda b, h, i, j: ((i ^ j) & 32 == 0) & (IDS[b, j] >= 0), lambda b, h, i, j: ((i ^ j) & 32 == 0) & (IDS[b][j] >= 0)),
+}
+
+
+@pytest.mark.parametrize(("name", "target"), [(n, t) for n in DATA for t in ("sm_89", "sm_90a")])
+def test_one_kernel_lists_what_is_asked_about_every_element(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = on_cpu(monkeypatch, target)
+    mask, wanted = DATA[name]
+    check(called(mask=mask, schedule=SMALL[target]), eager(Q, K, V, seen=wanted))
+    assert [p.name for p in seen] == ["lists_of", "listed_attention"]
+
+
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
-@pytest.mark.parametrize("block", [(128, 128), (64, 64), (128, 16)])
+@pytest.mark.parametrize("block", [(128, 128), (64, 64), (128, 16), (64, 80)])
 def test_lists_that_are_given(target: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = on_cpu(monkeypatch, target)
     mask, wanted = masks.documents(IDS[:1, :M], IDS[0]), lambda b, h, i, j: IDS[0, :M, None] == IDS[0][None]
     lists = fc.block_lists(mask, B, H, M, N, Array(Q), block=block)
     assert lists.counts.shape == (1, 1, -(-M // block[0])) and lists.entries.shape[3] == -(-N // block[1])
     check(called(mask=mask, blocks=lists), eager(Q, K, V, seen=wanted))
-    assert [p.name for p in seen] == ["lists_of", "joined_lists", "listed_attention"]
+    assert [p.name for p in seen] == ["lists_of", "listed_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])

@@ -105,6 +105,14 @@ def test_long_rows_leave_out_what_lies_between(d: int) -> None:
     close(fc.attention(q, k, v, mask=masks.documents(ids), causal=True, return_lse=True), want)
 
 
+def test_one_kernel_lists_what_is_asked_about_every_element() -> None:
+    q, k, v = tensors(1, 2, 2, 1100, 1300, 64, 64)
+    some = gpu(np.repeat(np.random.default_rng(6).integers(0, 2, (1100, 13)), 100, axis=1).astype(np.int8))
+    for mask, seen in ((lambda b, h, i, j: (some[i, j] == 1) & (j <= i + 300), lambda b, h, i, j: (some[i, j] == 1) & (j <= i + 300)),
+                       (lambda b, h, i, j: ((i ^ j) & 256 == 0) & (some[0, j] >= 0), lambda b, h, i, j: (i ^ j) & 256 == 0)):
+        close(fc.attention(q, k, v, mask=mask, return_lse=True), eager(q, k, v, seen=seen))
+
+
 def test_lists_of_a_mask_are_made_once_and_captured_in_a_graph() -> None:
     q, k, v = tensors(1, 2, 2, 700, 700, 64, 64)
     ids = gpu(np.sort(np.random.default_rng(3).integers(0, 4, 700)).astype(np.int32))

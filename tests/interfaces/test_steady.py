@@ -211,7 +211,7 @@ HELD = {
     "a mask that is made at the call": (tensors, lambda x, n: fcgen.attention(*x, mask=masks.window(5 + n, 2) & masks.causal(n))),
     "lists of blocks": (long_ones, lambda x, n: fcgen.attention(*x, mask=masks.documents(IDS[n]))),
     "lists of blocks, causal": (long_ones, lambda x, n: fcgen.attention(*x, causal="bottom_right", mask=masks.documents(IDS[n]), return_lse=True)),
-    "lists by two kernels": (long_ones, lambda x, n: fcgen.attention(*x, mask=masks.documents(IDS[n]) & masks.dilated(3 + n))),
+    "lists of what one kernel asks about every element": (long_ones, lambda x, n: fcgen.attention(*x, mask=masks.documents(IDS[n]) & masks.dilated(3 + n))),
     "dropout": (tensors, lambda x, n: fcgen.attention(*x, dropout=fcgen.Dropout(0.25, 7 + n, 1 << 40))),
     "packed": (packed_ones, lambda x, n: fcgen.attention_varlen(*x, CU, KU)),
     "packed, of one tensor of lengths": (packed_ones, lambda x, n: fcgen.attention_varlen(x[0], *(t[:33] for t in x[1:]), CU, CU, causal=True)),

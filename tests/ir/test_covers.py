@@ -169,6 +169,49 @@ def test_loops_without_iterations_around_places_of_unknown_ends_reach_nothing():
         assert run(X=np.ones((2, 2), np.float32), W=np.ones((8, 2), np.float32), step=3)["Y"].sum() == 4
 
 
+@pytest.mark.parametrize("branch, index", [
+    (branch, index) for branch in (lambda h, I: h >= 0, lambda h, I: I[h] > 5) for index in (
+        lambda h, i, I: i * 0 + h, lambda h, i, I: i % 1 + h, lambda h, i, I: I[h] + i * 0, lambda h, i, I: I[h])
+] + [(lambda h, I: I[h] > 5, lambda h, i, I: h)])
+def test_what_only_iterations_read_is_not_read_without_any(branch, index):
+    """Places that are folded, or hang on what tensors hold, or stand in a branch: no line answers for them in front of the loop."""
+    @fc.kernel
+    def spec(X: "f32[H, M]", W: "f32[G, M]", I: "i32[H]", n: "i32", Y: "out f32[H, M]"):
+        h, rows = fc.grid(X.H, fc.tile(X.M, "BM"))
+        x = fc.var(fc.load(X[h, rows]))
+        with fc.when(branch(h, I)):
+            for j in fc.loop(2):
+                for i in fc.loop(n + j, start=j):
+                    x <<= x + fc.load(W[index(h, i, I), rows])
+        fc.store(Y[h, rows], x)
+
+    p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+    short, away = {"X": np.ones((4, 8), np.float32), "W": np.ones((2, 8), np.float32)}, np.full(4, 100, np.int32)
+    for run in (p.interpret, p.simulate):
+        assert run(**short, I=away, n=0)["Y"].sum() == 32
+
+
+@pytest.mark.parametrize("where", ["tensor", "grid"])
+def test_what_is_read_ahead_is_not_read_where_there_is_no_iteration(where):
+    @fc.kernel
+    def spec(X: "f16[M, D]", W: "f16[N, D]", B: "f32[G, N]", I: "i32[Z]", J: "i32[Z]", n: "i32", times: "i32", Y: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x, acc = fc.load(X[rows, :]), fc.var(fc.zeros(rows, X.D))
+        for _ in fc.loop(times):  # two loops, each of which would read ahead of itself
+            for cols in fc.loop(fc.tile(n if where == "tensor" else J[0], "BN")):
+                b = fc.load(B[I[0] if where == "tensor" else rows.start // 64 + 3, cols])
+                s = fc.dot(x, fc.load(W[cols, :]).T) + b
+                acc <<= acc + fc.dot(fc.where(cols.valid, s, 0.0).to(fc.f16), fc.load(W[cols, :]))
+        fc.store(Y[rows, :], acc)
+
+    p = spec.compile(target="sm_89", D=16, schedule=fc.Schedule(tiles={"BM": 64, "BN": 16}, stages={"b": 0}), check=False)
+    given = {"X": np.ones((8, 16), np.float16), "W": np.ones((8, 16), np.float16), "B": np.ones((2, 8), np.float32)}
+    for n, times in ((0, 2), (8, 0), (0, 0)) if where == "tensor" else ((8, 0), (0, 0)):
+        assert p.simulate(**given, I=np.full(1, 100, np.int32), J=np.full(1, n, np.int32), n=n, times=times)["Y"].sum() == 0
+    given["B"] = np.ones((4, 8), np.float32)
+    assert p.simulate(**given, I=np.full(1, 1, np.int32), J=np.full(1, 8, np.int32), n=8, times=1)["Y"].sum() == 8 * 16 * 8 * 17
+
+
 @pytest.mark.parametrize("run", ["interpret", "simulate"])
 def test_what_a_loop_adds_to_one_place_is_there_even_if_it_has_no_iterations(run):
     """It is added once, behind the loop."""
@@ -186,3 +229,18 @@ def test_what_a_loop_adds_to_one_place_is_there_even_if_it_has_no_iterations(run
         getattr(p, run)(**given, S=np.zeros(2, np.float32), C=np.zeros(2, np.float32))
     assert e.value.expected.startswith("at least 5")
     getattr(p, run)(**given, S=np.zeros(5, np.float32), C=np.zeros(5, np.float32))
+
+
+@pytest.mark.parametrize("index, where", [(lambda i, I: i * 0 + 5, 0), (lambda i, I: I[0], 0), (lambda i, I: 5, 99)])
+def test_what_only_iterations_add_is_not_added_without_any(index, where):
+    @fc.kernel
+    def spec(X: "f32[M, N]", S: "inout f32[P]", I: "i32[Z]", *, few: "i32"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows, :])
+        with fc.when(I[0] > where):
+            for i in fc.loop(few):
+                fc.atomic_add(S[index(i, I)], fc.sum(fc.sum(x, axis=1), axis=0) * i.to(fc.f32))
+
+    p = spec.compile(target="sm_89", N=16, schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+    for run in (p.interpret, p.simulate):
+        assert not run(X=np.ones((16, 16), np.float32), S=np.zeros(2, np.float32), I=np.full(1, 100, np.int32), few=0)["S"].any()

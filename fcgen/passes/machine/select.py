@@ -86,7 +86,7 @@ class _Selector:
         b.do("st_global", *op.operands, **self.access(op))
 
     def access(self, op: Op) -> dict[str, Any]:
-        attrs = {k: a for k, a in op.attrs.items() if k not in ("site", "stages")}
+        attrs = {k: a for k, a in op.attrs.items() if k not in ("site", "stages", "leaves")}
         return {**attrs, "vec": 1} if self.schedule.copy == "scalar" else attrs
 
     def bulk_store(self, op: Op, b: Builder) -> None:

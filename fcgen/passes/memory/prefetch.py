@@ -80,19 +80,33 @@ def _small(v: Value) -> bool:
 
 
 def guarded(op: Op, made: Container[Value]) -> bool:
-    """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
+    """Whether the read may be made for an index past the loop's end, and where there is no iteration: a gather reads zeros outside, a load
+    where it can have a guard."""
     if op.kind == "gather":
         return True
     access = Access.of(op)
-    return not access.listed and not any(a.along is None and a.start in made for a in access.axes)
+    return (not access.listed and not any(a.along is None and a.start in made for a in access.axes)
+            and (op.get("leaves") != 0 or any(a.is_run for a in access.axes)))
 
 
-def with_guards(op: Op) -> Op:
-    """A load of a tile that the tensor may end in front of."""
+def with_guards(op: Op, loop: Op | None = None, b: Builder | None = None) -> Op:
+    """A load of a tile that the tensor may end in front of. loop: of which it is the first read, made in front of it by b: where it has no
+    iteration, and only these are known to be inside, all lies past a limit."""
     if op.kind != "load":
         return op
-    runs = [a.is_run for a in Access.of(op).axes if a.along is not None]
-    return op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
+    axes = Access.of(op).axes
+    runs = [a.is_run for a in axes if a.along is not None]
+    op = op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
+    if loop is None or b is None or op.get("leaves") is None:
+        return op
+    if op["leaves"] or not any(a.start is not None and a.along is None for a in axes):
+        return op.with_attrs(leaves=max(op["leaves"] - 1, 0))
+    n = next(n for n, a in enumerate(axes) if a.is_run)
+    most = axes[n].limit or b.const(2**31 - 1)
+    limit = b.emit("select", b.emit("lt", *loop.operands[:2]), most, b.const(0))
+    scalars = [v for k, a in enumerate(axes) for v in (a.start, limit if k == n else a.limit) if v is not None]
+    return replace(op, operands=(op.operands[0], *scalars)).with_attrs(
+        index=tuple("until" if k == n else a.word for k, a in enumerate(axes)))
 
 
 class _Ahead:
@@ -111,7 +125,7 @@ class _Ahead:
         first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
         for r in self.reads:
             for n in range(r.ahead):
-                first[r.op.result].append(self.made(r, n, start, down, first, before))
+                first[r.op.result].append(self.made(r, n, start, down, first, before, op))
         inner, env = Builder(op.loc), Env({v: held[0] for v, held in self.held.items()})
         new = {r.op.result: self.made(r, r.ahead, body.args[0], down, self.held, inner) for r in self.reads}
         gone = {r.op for r in self.reads}
@@ -124,8 +138,10 @@ class _Ahead:
                            results=(*op.results, *(a.anew() for a in args)), regions=(inner.block((*body.args, *args)),)))
         return before.ops
 
-    def made(self, r: _Read, ahead: int, index: Value, down: bool, known: dict[Value, list[Value]], b: Builder) -> Value:
-        """The read for so many iterations after an index; `known` has the reads that its place follows from."""
+    def made(self, r: _Read, ahead: int, index: Value, down: bool, known: dict[Value, list[Value]], b: Builder,
+             first: Op | None = None) -> Value:
+        """The read for so many iterations after an index; `known` has the reads that its place follows from. first: the loop that
+        it stands in front of."""
         b.loc = r.op.loc
         at = index
         if ahead:
@@ -133,4 +149,4 @@ class _Ahead:
         env = Env({self.body.args[0]: at, **{v: xs[ahead] for v, xs in known.items() if len(xs) > ahead}})
         for o in r.places:
             b.add(copy_op(o, env))
-        return b.add(copy_op(with_guards(r.op), env)).result
+        return b.add(with_guards(copy_op(r.op, env), first, b)).result

@@ -62,7 +62,7 @@ class _Work:
         """The first tile's work, and the loop."""
         index, down, before = self.body.args[0], bool(loop.get("descending")), Builder(loop.loc)
         start = before.emit("sub", loop.operands[1], before.const(1)) if down else loop.operands[0]
-        self.make(start, start, 0, before)
+        self.make(start, start, 0, before, loop)
         inner = Builder(loop.loc)
         env = Env({v: inner.emit("slot", ring, index, ahead=0, name=v.name) for v, ring in self.rings.items()})
         mine = {o for o in self.ops if not isinstance(o.result.type, Scalar)}
@@ -76,8 +76,8 @@ class _Work:
         before.add(replace(loop, regions=(inner.block(self.body.args),)))
         return before.ops
 
-    def make(self, tile: Value, index: Value, ahead: int, b: Builder) -> None:
-        """The work for a tile; its slot is `ahead` of the index's."""
+    def make(self, tile: Value, index: Value, ahead: int, b: Builder, first: Op | None = None) -> None:
+        """The work for a tile; its slot is `ahead` of the index's. first: the loop that it stands in front of."""
         env = Env({self.body.args[0]: tile})
         views = {v: b.emit("slot", ring, index, ahead=ahead, name=v.name) for v, ring in self.rings.items()}
         for op in self.ops:
@@ -86,7 +86,7 @@ class _Work:
                 zero = b.const(0)
                 b.do("st_shared", env[op.operands[0]], views[op.result], zero, zero)
             else:
-                b.add(copy_op(with_guards(op), env))
+                b.add(with_guards(copy_op(op, env), first, b))
 
 
 def _work(body: Block, written: set[Value]) -> _Work | None:

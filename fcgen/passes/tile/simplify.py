@@ -4,7 +4,7 @@ In: any tile-level program. Out: an equal one, where
   - the algebraic rules of `rules` no longer apply (constants folded, broadcasts as late as possible, exp and log in base 2, a
     sum with a dot folded into its accumulator, ...);
   - no pure value is computed twice where one is in sight, no tile is read twice without a write in between;
-  - what does not change in a loop is computed before it. Reads move too (every load is guarded, so reading early is safe)
+  - what does not change in a loop is computed before it. Reads move too, where they are guarded or known to be inside (`leaves`),
     unless the loop writes. Tiles of rank two that cost little to remake (views, integers, truth values) stay where they are
     used: holding them through a loop would cost registers;
   - nothing is computed that nobody needs, and loops carry only what changes.
@@ -49,10 +49,12 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
 
 @dataclass
 class Scope:
-    """A region being rebuilt. kind: "body", "for", "live" or "if"; writes: whether a loop's body has a write."""
+    """A region being rebuilt. kind: "body", "for", "live" or "if"; writes: whether a loop's body has a write; maybe: whether
+    the loop may have no iterations."""
 
     kind: str
     writes: bool = False
+    maybe: bool = False
     ops: list[Op] = field(default_factory=list)
     table: dict[Any, Value] = field(default_factory=dict)
 
@@ -184,6 +186,8 @@ class Sweep:
             self.changed = True
             lifted = tuple(self.lift(v, at) for v in op.operands)
             op = replace(op, operands=lifted) if lifted != op.operands else op
+            if op.get("leaves"):
+                op = op.with_attrs(leaves=op["leaves"] - sum(s.maybe for s in self.scopes[at + 1:]))
         return self.kept(op, at, home)
 
     def kept(self, op: Op, at: int, home: int) -> Value:
@@ -203,7 +207,7 @@ class Sweep:
         operands = [id(v) for v in op.operands]
         if op.kind in FNS and FNS[op.kind].commutative:
             operands.sort()
-        attrs = tuple([(k, repr(x) if isinstance(x, float) else x) for k, x in sorted(op.attrs.items()) if k != "site"])
+        attrs = tuple([(k, repr(x) if isinstance(x, float) else x) for k, x in sorted(op.attrs.items()) if k not in ("site", "leaves")])
         epoch = self.epoch if OPS[op.kind].effect != "none" else 0
         return op.kind, tuple(operands), attrs, op.result.type, epoch
 
@@ -216,10 +220,14 @@ class Sweep:
         kind = OPS[op.kind].effect
         if kind == "write":
             return here
+        left = op.get("leaves", d)
         while d > need:
             s = self.scopes[d]
             if (s.kind == "if" and op.kind != "const") or (kind == "read" and s.writes):
                 break
+            if s.maybe and left == 0:
+                break
+            left -= s.maybe
             d -= 1
         return d
 
@@ -257,10 +265,10 @@ class Sweep:
                 self.rename(body.args[1 + i], op.operands[2 + i])
                 self.rename(op.results[i], op.operands[2 + i])
             op = carrying(op, [i for i in range(len(op.results)) if i not in fixed])
-        dirty = writes(op.regions[0])
+        dirty, maybe = writes(op.regions[0]), lo is None or hi is None
         self.epoch += dirty
         kinds = ("for", "live")
-        regions = tuple(self.region(r, Scope(k, dirty)) for r, k in zip(op.regions, kinds))
+        regions = tuple(self.region(r, Scope(k, dirty, maybe)) for r, k in zip(op.regions, kinds))
         self.epoch += dirty
         self.append(replace(op, regions=regions))
 

@@ -1,17 +1,18 @@
 """totals: what a loop adds to one place of a tensor is summed up in registers, and added once behind the loop.
 
 In: simplified tile IR. Out: the same, where a loop adds a number or a vector to a place that does not change in it (nor does the condition,
-if there is one), of a tensor that is nowhere read or stored: the loop carries the sum, and the atomic add stands behind it. A number that
-is the sum of a vector is carried as that vector, so that lanes and warps are added up once. Guaranteed: as many atomic adds as before or
-fewer; only the order of sums differs.
+if there is one), of a tensor that is nowhere read or stored: the loop carries the sum, and the atomic add stands behind it, where there was
+an iteration. A number that is the sum of a vector is carried as that vector, so that lanes and warps are added up once. Guaranteed: as many
+atomic adds as before or fewer; only the order of sums differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
+from ...ir.known import const_of
 from ...ir.rewrite import Builder, edited, map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -21,20 +22,23 @@ from ..facts.common import rank
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     only_added = {p for p in kernel.params if all(_adds(op) for op in walk_kernel(kernel) if p in op.operands)}
-    return map_bodies(kernel, lambda block: edited(block, lambda op: _loop(op, only_added) if op.kind == "for" else op))
+    made = {r: op for op in walk_kernel(kernel) for r in op.results}
+    return map_bodies(kernel, lambda block: edited(block, lambda op: _loop(op, only_added, made) if op.kind == "for" else op))
 
 
 def _adds(op: Op) -> bool:
     return op.kind == "store" and op.get("reduce") == "add"
 
 
-def _loop(loop: Op, tensors: set[Value]) -> Sequence[Op]:
+def _loop(loop: Op, tensors: set[Value], outer: Mapping[Value, Op]) -> Sequence[Op]:
     """The loop, and the atomic adds that stand behind it now."""
     body = loop.regions[0]
     defs = {r: op for op in body.ops for r in op.results}
     changing = {*body.args, *defs}
     before, inner, after = Builder(loop.loc), Builder(loop.loc), Builder(loop.loc)
     inits, args, sums, results = [], [], [], []
+    low, high = (const_of(v, outer) for v in loop.operands[:2])
+    runs = low is not None and high is not None and low < high
     for op in body.ops[:-1]:
         store = _moved(op, changing, tensors)
         if store is None:
@@ -51,7 +55,12 @@ def _loop(loop: Op, tensors: set[Value]) -> Sequence[Op]:
         results.append(Value(u.type, u.name))
         total = after.emit("reduce", results[-1], fn="sum", axis=0) if whole else results[-1]
         again = replace(store, operands=(store.operands[0], total, *store.operands[2:]))
-        after.add(again if op is store else replace(op, regions=(Block((), (again, op.regions[0].ops[-1])), op.regions[1])))
+        some = () if runs else (after.emit("lt", *loop.operands[:2]),)  # without iterations nothing is added, wherever that would be
+        if (conditions := [*some, *(op.operands if op is not store else ())]):
+            whether = conditions[0] if len(conditions) == 1 else after.emit("and", *conditions)
+            after.do("if", whether, regions=(Block((), (again, Op("yield"))), Block((), (Op("yield"),))))
+        else:
+            after.add(again)
     if not args:
         return (loop,)
     last = body.ops[-1]
