@@ -42,7 +42,7 @@ def test_a_sum_has_one_order():
         out, turns = torch.zeros(m, 64, device="cuda"), torch.zeros(m, dtype=torch.int32, device="cuda")
         program(X=x, Y=y, Out=out, Turns=turns)
         found.append(out.view(torch.int32).clone())
-        assert turns[::64].eq(400).all()
+        assert bool((turns[::64] == 400).all())
     assert all(torch.equal(found[0], x) for x in found[1:])
     want = np.zeros((m, 64))
     for at in range(0, n, 64):
@@ -58,19 +58,19 @@ def test_deterministic_gradients(head, causal, rows, keys):
     torch.manual_seed(0)
     q, k, v, do = (torch.randn(2, 6, s, head, device="cuda", dtype=torch.float16) for s in (rows, keys, keys, rows))
     mine = [x.clone().requires_grad_() for x in (q, k, v)]
-    exact = [x.double().requires_grad_() for x in (q, k, v)]
-    s = exact[0] @ exact[1].mT * head**-0.5
-    if causal:
-        shift = keys - rows if causal == "bottom_right" else 0
-        s = s.masked_fill(torch.ones(rows, keys, device="cuda", dtype=torch.bool).triu(1 + shift), -torch.inf)
-    p = torch.nan_to_num(s.softmax(-1))
-    want = torch.autograd.grad(p @ exact[2], exact, do.double())
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         out = fc.attention(*mine, causal=causal)
         found = [torch.autograd.grad(out, mine, do, retain_graph=True) for _ in range(5)]
     finally:
         torch.use_deterministic_algorithms(False)
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    s = exact[0] @ exact[1].transpose(-1, -2) * head**-0.5
+    if causal:
+        shift = keys - rows if causal == "bottom_right" else 0
+        s = s.masked_fill(torch.ones(rows, keys, device="cuda", dtype=torch.bool).triu(1 + shift), -torch.inf)
+    p = torch.nan_to_num(s.softmax(-1))
+    want = torch.autograd.grad(p @ exact[2], exact, do.double())
     for got, others, x in zip(found[0], zip(*found[1:]), want):
         assert all(torch.equal(got, other) for other in others)
         assert (got.double() - x).norm() < 3e-3 * x.norm()
