@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 
 import pytest
 
@@ -64,6 +65,25 @@ def test_random_schedules_are_right_or_refused(seed) -> None:
     d = draw(seed)
     kind, said, _ = verdict(d)
     assert kind != "bug", f"{d}: {said}"
+
+
+@fc.kernel
+def entropy(X: "T[M, N]", label: "i32[M]", loss: "out f32[M]", dX: "out T[M, N]", *, weight: "f32"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    y, soft = fc.load(label[rows]), fc.online_softmax(rows)
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        soft.add(fc.load(X[rows, cols]).to(fc.f32))
+    lse = soft.lse()
+    fc.store(loss[rows], lse - fc.gather(X, rows.index, y).to(fc.f32))
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        p = fc.exp(fc.load(X[rows, cols]).to(fc.f32) - lse)
+        fc.store(dX[rows, cols], (weight * (p - fc.where(cols.index == y, 1.0, 0.0))).to(dX.dtype))
+
+
+def test_lanes_hold_no_copies_of_a_tile_that_is_loaded() -> None:
+    p = entropy.compile(target="sm_89", T=fc.f16)
+    layouts = {o.result.type.layout for o in walk_kernel(p.machine) if o.kind == "ld_global" and len(o.result.type.shape) == 2}
+    assert layouts and all(prod(f.size for axis in layout.axes for f in axis if f.unit == "l") == 32 for layout in layouts)
 
 
 def test_it_is_quick() -> None:

@@ -311,7 +311,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
     uneven = facts.get("mask", "none") != "none"
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, bool(facts.get("grouped")))]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, bool(facts.get("grouped")), "keep" in functions)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import FcError
 from ..ir.core import Kernel, Role, walk_kernel
+from ..ir.memory_map import told
 from ..ir.registers import at_launch
 from ..ir.target import Target
 from .cuda.plan import Plan, make_plan
@@ -45,7 +46,7 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
     if smem > target.smem_per_block:
         raise FcError("compile/budget", f"{kernel.name} needs more shared memory per block than {target.arch} has",
                       expected=f"at most {target.smem_per_block} bytes", got=f"{smem} bytes", hint=_smem_hint(kernel),
-                      notes=[f"{b.name}: {b.type} takes {b.type.bytes} bytes" for b in kernel.buffers])
+                      notes=told(dict(zip(kernel.buffers, kernel.meta.get("smem_offsets", ())))))
     blocks = kernel.meta.get("min_blocks", 1) or 1
     if blocks > 1 and blocks * (smem + target.smem_reserved) > target.smem_per_sm:
         raise FcError("compile/budget", f"{blocks} blocks of {kernel.name} do not fit the shared memory of a multiprocessor",

@@ -26,7 +26,7 @@ from ..lang.spec import Spec
 from . import compiler
 from .model import Estimate, Plan
 from .streams import Streams
-from .workload import Probe, Workload, size
+from .workload import Probe, Workload, elements, size
 
 #: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
 COPIES = 60
@@ -70,9 +70,10 @@ class Chooser(Streams):
             tiles = dict(zip(names, sizes))
             for math in ways:
                 tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
+                most = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves), default=0)
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
-                    if not self.load.dots and warps > tall:
-                        continue  # warps lie along rows
+                    if not self.load.dots and (warps > tall or (warps > 1 and most < 16 * 32 * warps)):
+                        continue  # warps lie along rows, and lanes along what 16 bytes for each of them cover: else they hold copies
                     if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
                         continue
                     apart = self.load.made and math == "wgmma" and warps <= 8  # their rings have two slots, and share the room
@@ -246,8 +247,8 @@ def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[st
         except FcError as e:
             raise e.named(probe) from None
     counts = {p.name for p in traced.counts}
-    for name, n in sizes.items():
-        if name not in spec.signature.dims and (name not in counts or type(n) is not int or n < 1):
+    for name, n in ((p.name, sizes[p.name]) for p in spec.signature.params if p.kind == "scalar" and p.name in sizes):
+        if name not in counts or type(n) is not int or n < 1:
             raise FcError("trace/static", f"{spec.name} has no such size", got=f"{name}={n!r}", loc=spec.loc,
                           expected="positive whole numbers, of " + ", ".join(sorted({*spec.signature.dims, *counts})),
                           hint="a dimension has one, and a scalar that an axis of the grid runs over")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..errors import FcError, Loc, did_you_mean
+from ..ir.alignment import narrow
 from ..ir.core import Kernel, walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -252,7 +253,8 @@ def _build(kernel: Kernel, text: str, machine: Kernel, cuda: Any, to: Target,
     places = {str(line): [loc.file, loc.line] for line, loc in cuda.line_map.items()}
     files = {"tile": text.encode(), "machine": print_kernel(machine).encode(), "cuda": cuda.text.encode(), "cubin": binary.cubin,
              "log": binary.log.encode(), "lines": json.dumps(places).encode()}
-    remarks = [*machine.meta.get("remarks", ()), *_spills(binary, cuda.name, machine.name)]
+    slow = [("narrow", f"{kind} of {tensor}'s tiles move {text}") for (kind, tensor), text in narrow(machine).items()]
+    remarks = [*machine.meta.get("remarks", ()), *slow, *_spills(binary, cuda.name, machine.name)]
     return files, {"facts": facts.to_json(), "remarks": remarks}
 
 

@@ -66,9 +66,10 @@ size_option = click.option("--size", "sizes", multiple=True, metavar="NAME=N", h
 @click.option("--stage", type=click.Choice(["tile", "machine", "cuda", "ptx", "sass", "report"]), default="machine", show_default=True)
 @click.option("--stop-after", metavar="PASS", help="the IR after this pass")
 @click.option("--until", metavar="NAME", help="the kernel that writes out this value of the spec")
+@click.option("--check/--no-check", default=True, show_default=True, help="run it through the simulator before compiling it")
 def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, stage: str, stop_after: str | None,
-         until: str | None) -> None:
-    """Print one level of a kernel."""
+         until: str | None, check: bool) -> None:
+    """Print one level of a kernel. ptx, sass and report take a compilation, before which the simulator runs the kernel at drawn sizes."""
     from dataclasses import replace
 
     from ..build import compiler
@@ -80,6 +81,7 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
             raise FcError("file/missing", "--until works on a spec, not on IR text", got=spec)
         found = replace(found, spec=found.spec.until(until))
     program = found.program(target, settings, schedule)
+    program.trust = not check
     if stop_after:
         say(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
         return

@@ -28,7 +28,8 @@ def waiting(what: str, fn: Callable[[], Any]) -> Any:
 
 
 #: how a hint writes in Python what a command takes as an option
-_PYTHON = ((re.compile(r"compile\((?:\.\.\., )?(\w+)=(?:fc\.)?([^(),]+)\)"), r"--set \1=\2"),
+_PYTHON = ((re.compile(r"compile\((?:\.\.\., )?(\w+=[\w.]+(?:, \w+=[\w.]+)*)\)"),
+            lambda m: " ".join(f"--set {x}" for x in m[1].replace("=fc.", "=").split(", "))),
            (re.compile(r"(?:fc\.)?Schedule\(([^()]*)\)"), lambda m: '--schedule "' + m[1].replace('"', "") + '"'),
            (re.compile(r'\btarget="(\w+)"'), r"--target \1"))
 

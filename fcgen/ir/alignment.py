@@ -108,6 +108,21 @@ def run(op: Op) -> int:
     return min(vec, 2 if tensor.dtype.bits == 16 else 1) if op.get("reduce") == "add" else vec
 
 
+def narrow(kernel: Kernel) -> dict[tuple[str, str], str]:
+    """("loads" or "stores", tensor) -> why tiles of it move fewer elements at a time than lanes have side by side."""
+    out: dict[tuple[str, str], str] = {}
+    for op in (op for role in kernel.roles for op in walk(role.body) if op.kind in ("ld_global", "st_global") and not op.get("reduce")):
+        access, layout = Access.of(op), (op.result if op.kind == "ld_global" else op.operands[1]).type.layout
+        could = min(layout.vector(), WIDEST // access.tensor.dtype.bytes) if len(access.shape) > 1 and access.in_rows else 1
+        if run(op) < could:
+            name, last = op.operands[0].name, access.axes[-1]
+            why = f"{name}'s pointer or strides are not promised to be such multiples" if run(op) == op["vec"] else \
+                f"a limit cuts {last.dim} off" if last.limit is not None else f"{last.dim} is no multiple of {could}" if \
+                isinstance(last.dim, int) else f"{last.dim} is not known to be a multiple of {could} (bind it: {last.dim}={64 * could})"
+            out.setdefault(("loads" if op.kind == "ld_global" else "stores", name), f"{run(op)} of {could} elements at a time: {why}")
+    return out
+
+
 def demanded(kernel: Kernel) -> dict[str, Promise]:
     """Tensor -> what the accesses of a machine kernel ask of it. Raises FcError where one is misaligned whatever the tensor is."""
     out = {p.name: nothing(p.type) for p in kernel.params if isinstance(p.type, Tensor)}

@@ -5,7 +5,7 @@ Tiles whose uses are apart share bytes (`alloc`). An mbarrier shares its bytes w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .attrs import MOST
 from .core import Kernel, Value
@@ -77,6 +77,13 @@ def problems(kernel: Kernel) -> Iterator[tuple[Value | None, RuleError]]:
                 if at < high and low < end and (k < n or (k > n and not isinstance(other.type, Mbarrier))):
                     yield v, RuleError(f"%{v.name} and %{other.name} share bytes of shared memory: an mbarrier has its own",
                                        got=f"{at} to {end} and {low} to {high}")
+
+
+def told(offsets: Mapping[Value, int]) -> list[str]:
+    """What lies where, in lines: bytes that buffers share are counted once in the whole."""
+    shares = lambda a, b: a is not b and offsets[a] < offsets[b] + b.type.bytes and offsets[b] < offsets[a] + a.type.bytes
+    beside = {a: ", ".join(b.name for b in offsets if shares(a, b)) for a in offsets}
+    return [f"{a.name}: {a.type.bytes} bytes from {at} on" + f", shared with {beside[a]}" * bool(beside[a]) for a, at in offsets.items()]
 
 
 def shared_bytes(kernel: Kernel, a: Value, b: Value) -> range:

@@ -178,7 +178,9 @@ class _Printer:
             out.append("order " + ", ".join(map(str, k.order)))
         out += [f"meta {word(name)} = {attr_text(v)}" for name, v in sorted(k.meta.items())]
         out += [f"layout {alias} = {layout}" for layout, alias in self.aliases.items()]
-        out += [f"smem {names.define(b)}: {str(b.type).removeprefix('smem ')}" for b in k.buffers]
+        at = k.meta.get("smem_offsets")  # (a comment beside each: what counts is the line of all)
+        places = [f"  // @{n}" for n in at] if isinstance(at, tuple) and len(at) == len(k.buffers) else [""] * len(k.buffers)
+        out += [f"smem {names.define(b)}: {str(b.type).removeprefix('smem ')}{place}" for b, place in zip(k.buffers, places)]
         plain = k.level == "tile" and len(k.roles) == 1 and (k.roles[0].name, k.roles[0].warps, k.roles[0].regs) == ("all", 0, 0)
         for role in k.roles:
             self.names = Names(names)

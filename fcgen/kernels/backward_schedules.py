@@ -27,6 +27,9 @@ ADDS_UP_TO = 128
 #: leaves of the products (H200, causal, 1k, 16k tokens: 620 us for 640 at D=64; H100: 548 for 643 at D=128)
 FEW_ROWS = 1536
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
+#: keys are read by a tile's first product and its last one, values between them alone (H200, D=256, 4k: 727 TFLOP/s of three products
+#: for 676 with two places each, and tiles of 48 keys)
+_LAST = {"k": 2, "v": 1}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
 #: where S ahead alone has 545)
 _APART = {"early": "s", "behind": "dq", "rolling": "dv"}
@@ -35,6 +38,10 @@ _SENT = {**_APART, "sender": True}
 #: the same without a branch around masks, which takes registers that loops then read back (H200, bf16, D=128, full, 16k: 615 for 580, as
 #: _APART has; D=64: as fast)
 _WHOLE = {**_SENT, "split": "none"}
+#: the products of an iteration before the next one's, but for S; dQ is added up by a thread of its own (H200, D=128, kernel alone: causal,
+#: bf16, 16k 611 TFLOP/s where _APART has 572; 8 heads to one of keys, fp16, causal, 4k 498 for 470; a window of 1024 526 for 492. Full 595
+#: for 616. Sums that the loop scales, of _APART 603 for 572, are slower here: 567 for 618)
+_STEP = {"early": "s", "rolling": "dv", "sender": True}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
@@ -45,26 +52,34 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
                    _hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, **_APART),
                    _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _TWO, early="s"),
                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"),
+              128: (_hopper(64, 128, 2, _TWO, **_WHOLE), _hopper(64, 128, 2, _TWO, **_APART),
+                    _hopper(64, 128, 2, _TWO, **_STEP), _hopper(80, 128, 2, _TWO, early="s"),
                     _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
                     _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
-#: the same where tiles of keys differ in work
+#: the same where all tiles of keys are alike. K and V are left operands from registers: shared memory was what two warpgroups had least of
+#: (D=64, 128 rows: 2,824 of 4,400 cycles of a tile; H200, fp16, 1k and 16k: 444 and 522 TFLOP/s for 441 and 502)
+_ALIKE = {64: (_hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s", hints=True),)}
+#: and where they differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
-           128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
+           128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
+#: where they do not, but a function says which scores count: most tiles of rows need no mask
+_MASKED = {128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
-_KEYS = {64: (_hopper(96, 128, 2, _TWO, early="s", rolling="dv"), _hopper(128, 128, 2, _TWO, persistent="dynamic"),
-              _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
+_KEYS = {64: (_hopper(96, 128, 2, _TWO, rolling="dv"), _hopper(96, 128, 2, _TWO, early="s", rolling="dv"),
+              _hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
          128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
                _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
-_KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
+#: (D=64, fp16, causal, 1k and 4k: 388 and 519 TFLOP/s for 349 and 494 with a block for each tile)
+_KEYS_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, rolling="dv", persistent="dynamic"),),
+                128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
 #: where adds have turns, for which the sender waits: what is added to, and what is read beside it, in a third of L2 (H200, 4k, full, D=64,
 #: of the usual kernel's time: 1.05 with 18 MiB, 1.12 with 40). Where dV waits for all weights: 1.03 for 1.05, D=128 1.14 for 1.18
 _TURNS: dict[str, object] = {"early": "s", "behind": "dq", "sender": True, "split": "none", "l2": 18}
@@ -74,19 +89,22 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
                    _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
               128: (_hopper(128, 96, 2, rolling="dq"), _hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              192: (_hopper(128, 64, 2), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 1)),
-              256: (_hopper(128, 48, 2, 2, epilogue="quad"), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2),
+              192: (_hopper(128, 64, 2), _hopper(128, 64, 2, epilogue="quad"), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"),
                     _hopper(64, 64, 2, 1)),
+              256: (_hopper(128, 64, 2, _LAST, epilogue="quad", early="s", rolling="dq"), _hopper(128, 48, 2, 2, epilogue="quad"),
+                    _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2), _hopper(64, 64, 2, 1)),
               512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
     "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4)),
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False,
+               masked: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
     (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads share keys:
-    the sender finds the places of their rows, which takes the other warps registers."""
+    the sender finds the places of their rows, which takes the other warps registers at small heads. masked: a function says which scores
+    count."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -98,16 +116,22 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
     if not wgmma:
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
-    if rows:
-        return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
     if spec == "backward_in_turn":
         return tuple(replace(s, l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
-    if not adds:
+    if rows:
+        claims = uneven and found and not found[0].early
+        found = (replace(found[0], persistent="dynamic"), *found) if claims else found
+    elif not adds:
         own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
         found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
-    elif uneven and not grouped:
+    elif uneven and not (grouped and head <= 64):
         found = (*pick(_UNEVEN), *found)
-    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
+    elif masked and pick(_MASKED):
+        found = (*pick(_MASKED), *found)
+    elif not (uneven or grouped):
+        found = (*pick(_ALIKE), *found)
+    beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `apart`)
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found
 
 
 def apart(head: int, uneven: bool, rows: int) -> bool:

@@ -56,8 +56,32 @@ def _grid_size(n: Any) -> str | int:
             return name
     elif isinstance(n, str) or _is_count(n):
         return n if isinstance(n, str) else int(n)
-    raise mistake("trace/usage", "a grid axis is a tensor's dimension, a number, an i32 parameter, or fc.tile(...) of one", got=repr(n),
-                  hint="a launch has to know it: compute it before the call" if isinstance(n, Handle) else None)
+    raise mistake("trace/usage", "a grid axis is a tensor's dimension, a number, an i32 parameter, or fc.tile(...) of one",
+                  got=_computed(n) if isinstance(n, Handle) else repr(n),
+                  hint=f"a launch has to know it: {_known_before(n)}" if isinstance(n, Handle) else None)
+
+
+def _sizes_of(n: Handle) -> list[str]:
+    """The dimensions that a scalar is computed from."""
+    made = {r: op for op in current().scope.builder.ops for r in op.results}
+    dims: dict[str, None] = {}
+    todo = [n.value]
+    while todo:
+        op = made.get(todo.pop())
+        if op is not None:
+            dims |= {op["dim"]: None} if op.kind == "size" else {}
+            todo += op.operands[::-1]
+    return list(dims)
+
+
+def _computed(n: Handle) -> str:
+    return f"{n!r} computed from {' and '.join(dims)}" if (dims := _sizes_of(n)) else repr(n)
+
+
+def _known_before(n: Handle) -> str:
+    dims = _sizes_of(n)
+    bind = f"bind {' and '.join(dims)}, compile(..., {', '.join(f'{d}=...' for d in dims)}), or " if dims else ""
+    return f"{bind}make it a dimension of a tensor, or an i32 parameter"
 
 
 def grid(*axes: Any) -> tuple[Any, ...]:
@@ -65,20 +89,24 @@ def grid(*axes: Any) -> tuple[Any, ...]:
     t = current()
     if t.grid:
         raise mistake("trace/usage", "fc.grid is called twice")
-    if len(t.scope.builder.ops) > len(t.sizes):
-        raise mistake("trace/usage", "fc.grid comes first in a spec, before any operation")
     if not axes:
         raise mistake("trace/usage", "fc.grid needs at least one axis")
+    sizes = [_grid_size(axis.dim if isinstance(axis, TiledSize) else axis) for axis in axes]
+    before = [op for op in t.scope.builder.ops if op.kind != "size"]
+    if before:
+        first = next((op for op in before if op.kind != "const"), before[0])
+        raise mistake("trace/usage", "fc.grid comes first in a spec, before any operation", got=f"{first.kind} at {first.loc}",
+                      hint="move that behind it")
     out: list[Any] = []
-    for n, axis in enumerate(axes):
+    for n, (axis, size) in enumerate(zip(axes, sizes)):
         i = Value(Scalar(i32), "")
         t.ids.append(i)
         if isinstance(axis, TiledSize):
-            t.grid.append(GridAxis(f"i{n}", _grid_size(axis.dim), axis.size))
+            t.grid.append(GridAxis(f"i{n}", size, axis.size))
             start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
             out.append(Range(axis.block, axis.size, start, axis.dim, i))
         else:
-            t.grid.append(GridAxis(f"i{n}", _grid_size(axis)))
+            t.grid.append(GridAxis(f"i{n}", size))
             out.append(Handle(i))
     return tuple(out)
 

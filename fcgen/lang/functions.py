@@ -33,7 +33,7 @@ def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
             shape.append(int(w))
         elif isinstance(w, RunDim):
             raise mistake("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time",
-                          hint=f"bind it: compile(..., {w.name}=64)")
+                          hint=f'bind it: compile(..., {w.name}=...), or use a range of fc.tile(..., "BLOCK")')
         else:
             raise mistake("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w),
                           expected="fc.zeros(rows) or fc.zeros(rows, V.E)")

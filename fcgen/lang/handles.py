@@ -166,8 +166,19 @@ class Handle(Named, Traced):
         return elementwise("not", self)
 
     def __ilshift__(self, other: Any) -> Any:
+        t, name = current(), self._lost()
+        if name:
+            made = next((op.loc for op in reversed(t.scope.builder.ops) if self._value in op.results), None)
+            raise mistake("trace/usage", f"`{name}` is no variable any more: `=` gave its name to another value", got=repr(self),
+                          notes=[f"that value was made at {made}"] if made else [], hint=f"write {name} <<= ... there")
         raise mistake("trace/usage", "`<<=` assigns to a variable, and this is none", got=repr(self),
                       hint="make it one before: v = fc.var(init)")
+
+    def _lost(self) -> str | None:
+        """The local name that holds this value, and held a variable before."""
+        t = current()
+        mine = {name for frame in t.frames for name, x in frame.f_locals.items() if x is self}
+        return next((name for v in t.variables for name in (v.name, t.names.get(v._value)) if name in mine), None)
 
 
 @called("variable")

@@ -6,14 +6,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from ..errors import FcError, closest
+from ..errors import FcError
 from ..ir.core import Value
 from ..ir.types import i1, i32
 from .arith import elementwise, lift
 from .handles import Handle, NotATile
 from .mistakes import called, refuses
-from .trace import current, mistake
+from .trace import current, here, mistake
 
+#: of a tile that is given none: what follows from it is not looked at
+ANY_SIZE = 16
 Extent = Any  # str | int | Handle: a dimension, a number, or a scalar of the program
 
 
@@ -169,11 +171,11 @@ class TiledSize(NotATile):
         if not isinstance(block, str):
             raise mistake("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
                           got=block, hint='Schedule(tiles={"BLOCK_M": 64, ...})')
-        if block not in t.tiles:
-            near = closest(block, t.tiles)
-            raise mistake("trace/static", f"no tile size is given for {block}", got=", ".join(t.tiles) or "no tile sizes",
-                          hint=f'Schedule(tiles={{"{block}": 64, ...}})' + (f"; or did you mean {near}?" if near else ""))
-        self.size = t.tiles[block]
+        if block in t.tiles:
+            self.size = t.tiles[block]
+        else:
+            t.no_size.setdefault(block, here())
+            self.size = ANY_SIZE
         t.used_tiles.add(block)
 
     def __repr__(self) -> str:

@@ -118,13 +118,16 @@ class Spec:
                 try:
                     (with_own_arrays(self.fn, captures) if "" in held else self.fn)(**given)  # type: ignore[arg-type]
                 except FcError as e:
+                    t.check_sizes(whole=False)
                     raise e.at(self.loc) from None
                 except Exception as e:
+                    t.check_sizes(whole=False)
                     mistake = told(e, self.loc)
                     if mistake is None:
                         raise
                     raise mistake from e
                 t.check_loops()
+                t.check_sizes()
                 t.check_used()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))

@@ -44,8 +44,9 @@ class TensorParam(NotATile):
     def whole(self, axis: int) -> int:
         """The size of an axis along which it is used whole."""
         dim = self._param.type.dims[axis]
+        index = ", ".join(str(d).lower() if n <= axis else ":" for n, d in enumerate(self._names))
         raise mistake("trace/static", f"{self._param.name} is used whole along {dim}, so {dim} must be known at compile time",
-                      hint=f"bind it: compile(..., {dim}=64)")
+                      hint=f"bind it: compile(..., {dim}=...), or index it: {self._param.name}[{index}]")
 
     @property
     def dtype(self) -> DType:

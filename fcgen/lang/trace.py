@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
 from typing import Any
 
-from ..errors import FcError, FcWarning, Loc
+from ..errors import FcError, FcWarning, Loc, closest
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.rewrite import Builder
 from ..ir.types import Scalar, i32
@@ -68,6 +68,7 @@ class Trace:
     grid: list[GridAxis] = field(default_factory=list)
     ids: list[Value] = field(default_factory=list)
     used_tiles: set[str] = field(default_factory=set)
+    no_size: dict[str, Loc] = field(default_factory=dict)  # names without a tile size, and where they are cut
     variables: list[Any] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
     positive: set[str] = field(default_factory=set)  # scalar parameters that are promised to be
@@ -118,6 +119,18 @@ class Trace:
         if self.broken is not None:
             raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.broken,
                           hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
+
+    def check_sizes(self, whole: bool = True) -> None:
+        """Whether all tiles had a size. whole: the spec was traced to its end, so that names which were not used are in vain."""
+        if self.no_size:
+            vain = [name for name in self.tiles if name not in self.used_tiles]
+            first = next(iter(self.no_size))
+            near = vain[0] if len(vain) == 1 else closest(first, vain or self.tiles)
+            instead = f", in place of {near}" if near in vain else f"; or did you mean {near}?" if near else ""
+            give = ", ".join(f'"{name}": 64' for name in self.no_size)
+            raise FcError("trace/static", f"no tile size is given for {', '.join(self.no_size)}", loc=self.no_size[first],
+                          got=", ".join(self.tiles) or "no tile sizes", notes=[f"nothing is cut into {name}" for name in vain if whole],
+                          hint=f"Schedule(tiles={{{give}, ...}})" + instead)
 
     def check_used(self) -> None:
         for word, loc in self.unused.values():

@@ -8,11 +8,12 @@ position lie inside; small trials come first, and sizes differ between tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import FcError
 from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.covers import Grid, covered, needs
@@ -77,7 +78,7 @@ class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
     is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. begins: tensor of integers -> dimensions in
     which its elements say where runs begin or end. moved: outputs that are written where such elements say. counts: parameter -> extent of
-    the tiles of which it says how many a loop or the grid has."""
+    the tiles of which it says how many a loop or the grid has. ends: (output, dimension) -> numbers that say how far it is written."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
@@ -85,6 +86,7 @@ class Meaning:
     begins: dict[str, set[str | int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
+    ends: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
@@ -120,6 +122,10 @@ def meaning(kernel: Kernel) -> Meaning:
             if runs and isinstance(p.type, Tensor):
                 out.begins[p.name] = {a.dim for _, a in runs}
                 out.moved |= {op.operands[0].name for op, _ in runs if not op.results and op.kind != "cp_async"}
+            for op in walk_kernel(kernel) if not isinstance(p.type, Tensor) else ():
+                for a in found(op) if not op.results else ():
+                    if isinstance(a.dim, str) and {a.start, a.limit} & reached and is_made(kernel, op.operands[0].name):
+                        out.ends.setdefault((op.operands[0].name, a.dim), []).append(p.name)
             walked = [g.tile for g in kernel.grid if p in kernel.counts and g.dim == p.name]
             walked += [op.get("tile", 1) for op in walk_kernel(kernel) if op.kind == "for" and not reached.isdisjoint(op.operands[:2])]
             if walked and not ({a.start for _, a in runs} & _reached(kernel, p, False)):
@@ -188,6 +194,21 @@ class Draws:
         kind = KINDS[n % len(KINDS)]
         order = n % self.seeds
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent, bool(self.turns))
+
+    def smaller(self, trial: Trial, written: Mapping[str, np.ndarray]) -> Trial | None:
+        """The same with outputs that end where numbers say that they do, if they are larger: which size goes with a number, no IR tells."""
+        sizes = dict(trial.sizes)
+        for name, dim in self.meaning.ends:
+            axis = self.kernel.param(name).type.dims.index(dim)
+            far = np.flatnonzero(np.moveaxis(written[name], axis, 0).reshape(written[name].shape[axis], -1).any(1))
+            sizes[dim] = min(sizes.get(dim, 0), int(far[-1]) + 1 if far.size else 0) if dim not in self.given else sizes[dim]
+        total = int(np.prod([g.count({**trial.numbers, **sizes}) for g in self.kernel.grid], dtype=int))
+        return replace(trial, sizes=sizes, total=total) if sizes != trial.sizes else None
+
+    def together(self, wrong: FcError) -> list[str]:
+        """Which sizes and numbers decide together whether an output is written as a whole."""
+        ends = self.meaning.ends.items() if wrong.code == "sim/unwritten" else ()
+        return [f"{dim} and {', '.join(names)} go together: give them both, --size {dim}=8 --arg {names[0]}=4" for (_, dim), names in ends]
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
         """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one of it, and where rows see

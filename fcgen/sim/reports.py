@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
+    "rewritten": "wait_group before it is written again, and a barrier if another warp made the copy",
+    "overlap": "bytes of their own (meta smem_offsets); or, where one is used after the other, a wait for its copies and a barrier between",
     "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
     "unread": "proxy_fence after the reads and before the arrival: an arrival does not wait for plain loads",
     "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started it, and a barrier after",
@@ -90,14 +92,15 @@ class Reports:
         code = "sim/proxy" if c.kind == "unread" else f"sim/{c.kind}"
         other = self._who(c.agent)
         pair = "lanes of one warp" if c.lanes else "agents" if c.agent >= self.shared.generic else "warps"
+        overlap = self.overlap(c.op, op) if c.op is not None else []
         message = (f"{op.kind} reaches {where} through the async proxy, and its writer made no proxy fence" if c.kind == "proxy" else
                    f"{op.kind} may overwrite {where} before it has been read: its reader made no proxy fence" if c.kind == "unread" else
-                   f"{op.kind} touches {where} while its copy is in flight" if c.flying else
+                   f"{op.kind} touches {where} while {'a copy of another tile' if overlap else 'its copy'} is in flight" if c.flying else
                    f"two {pair} touch {where}, and nothing orders them")
         assert c.op is not None
         self.unwritten.pop(c.op, None)
-        notes = [f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}", *self.overlap(c.op, op)]
-        self.report(code, message, op, notes=notes, key=(code, id(c.op), id(op)), hint=self.advice(c, op))
+        notes = [f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}", *overlap]
+        self.report(code, message, op, notes=notes, key=(code, id(c.op), id(op)), hint=HINTS["overlap"] if overlap else self.advice(c, op))
 
     def overlap(self, a: Op, b: Op) -> list[str]:
         """A line that says so where two ops meet because their buffers share bytes."""
@@ -134,7 +137,7 @@ class Reports:
             return HINTS["store"]
         if c.agent >= self.shared.generic or op.kind in ("tma_load", "wgmma"):
             return HINTS[{"proxy": "sim/proxy", "unread": "unread"}.get(c.kind, "engine")]
-        return HINTS["sim/stale"] if c.flying else None
+        return HINTS["sim/stale" if op.results else "rewritten"] if c.flying else None
 
     def tensor_conflict(self, c: TensorConflict, agent: Agent, op: Op, tensor: str) -> None:
         where = f"{tensor}[{', '.join(map(str, c.place))}]"

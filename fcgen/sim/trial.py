@@ -93,8 +93,10 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
     out = Trials(kernel, seeds, oracle=against)
     weight, refused = _weight(kernel), None
     seen = news = 0  # the last run in which something ran for the first time
-    for n in range(first, first + most):
-        trial = draws.trial(n, fixed or {})
+
+
+    def attempt(trial: Trial, n: int) -> tuple[Result, FcError | None] | FcError:
+        """What came of it, and what is wrong with that; what the compared program says of these inputs where it is not for them."""
         counts = [g.count({**trial.numbers, **trial.sizes}) for g in kernel.grid]
         ends = None if trial.every else list(dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)]))
         inputs, want = {**draws.inputs(trial, n), **(fixed or {})}, None
@@ -104,16 +106,26 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
             except FcError as e:
                 if e.code not in ("sim/bounds", "call/argument", *(["sim/race"] if draws.meaning.moved else [])):
                     raise
-                refused = e  # the program is not for these sizes or numbers
-                continue
-        run = lambda t=trial, i=inputs, e=ends: simulate(kernel, i, target, seed=t.seed, programs=e, blocks=t.blocks,  # type: ignore[misc]
-                                                         coverage=out.coverage, limit=None if given else ENDLESS,
-                                                         excused=draws.meaning.moved)
+                return e
+        run = lambda: simulate(kernel, inputs, target, seed=trial.seed, programs=ends, blocks=trial.blocks, coverage=out.coverage,
+                               limit=None if given else ENDLESS, excused=draws.meaning.moved)
         result: Result = doing(f"simulating {trial}", run)
         wrong = result.reports[0] if result.reports else \
             against.compare(want, result, inputs, ends) if against is not None and want is not None else None
+        return result, wrong
+
+    for n in range(first, first + most):
+        trial = draws.trial(n, fixed or {})
+        came = attempt(trial, n)
+        if isinstance(came, tuple) and came[1] is not None and came[1].code == "sim/unwritten":
+            smaller = draws.smaller(trial, came[0].written)
+            trial, came = (trial, came) if smaller is None else (smaller, attempt(smaller, n))
+        if isinstance(came, FcError):
+            refused = came
+            continue
+        result, wrong = came
         if wrong is not None:
-            wrong.notes = (*wrong.notes, f"in the run with {trial}")
+            wrong.notes = (*wrong.notes, f"in the run with {trial}", *draws.together(wrong))
             raise wrong
         out.ran.append(trial)
         out.work += result.steps * weight

@@ -51,6 +51,18 @@ def test_dump_stops_after_a_pass_by_name() -> None:
     assert result.exit_code == 1 and "place" in result.output
 
 
+@pytest.mark.parametrize("stage", ["ptx", "report"])
+def test_dump_compiles_what_is_not_to_be_checked(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(*_: object) -> None:
+        raise FcError("sim/unwritten", "drawn sizes do not go together")
+
+    monkeypatch.setattr(trial, "run_trials", wrong)
+    monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path))
+    result = fcgen("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", stage)
+    assert result.exit_code == 1 and "go together" in result.output
+    assert output("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", stage, "--no-check")
+
+
 def test_dump_until_a_value() -> None:
     text = output("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", "tile", "--until", "s")
     assert "UNTIL" in text and "store %O" not in text
@@ -216,8 +228,8 @@ def test_the_fragments_that_a_layout_covers_whole_are_said(name: str, warps: int
     (["dump", SPEC, *SMALL, "--target", "sm_98"], ["compile/unsupported", "newest target is sm_90a"]),
     (["dump", SPEC, *SMALL, "--target", "sm89"], ["compile/unsupported", "did you mean sm_89?"]),
     (["dump", SPEC], ["trace/static", "hint: --set T=f16"]),
-    (["dump", SPEC, *SMALL[:-1], "stages=2"], ["trace/static", 'hint: --schedule "tiles={BLOCK_M: 64, ...}"']),
-    (["dump", SPEC, "--target", "sm_89", "--set", "T=f16", *SMALL[-2:]], ["trace/static", "bind it: --set D=64"]),
+    (["dump", SPEC, *SMALL[:-1], "stages=2"], ["trace/static", 'hint: --schedule "tiles={BLOCK_M: 64, BLOCK_N: 64, ...}"']),
+    (["dump", SPEC, "--target", "sm_89", "--set", "T=f16", *SMALL[-2:]], ["trace/static", "bind it: --set D=..., or index it: Q[b, h, m, d]"]),
     (["dump", SPEC, *SMALL[:-1], f"{SMALL[-1]}, copy=tma", "--target", "sm_89"], ['--schedule "copy=cp_async, math=mma", or --target sm_90a']),
     (["dump", SPEC, *SMALL, "--target", "sm_89", "--set", "Z=3"], ["trace/static", "Z"]),
     (["dump", SPEC, "--target", "sm_89", "--schedule", "tile={A: 1}"], ["did you mean tiles?"]),

@@ -85,7 +85,7 @@ EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
     "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
         r"k_full\[slot \d\] is in phase \d and lacks 1 of its 1 arrivals and has 512 bytes more than it was told of",
         r"role (load|main)", r"attention\.py:1\d"]),
-    "a fence": (lambda t: without(t, "wgmma_fence", 0), "compile/unsupported", [r"wgmma: a wgmma_fence .* stands in front of it", r"edited\.fc:\d+"]),
+    "a fence": (lambda t: without(t, "wgmma_fence", 0), "ir/verify", [r"wgmma: a wgmma_fence .* stands in front of it", r"edited\.fc:\d+"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),
     "the end of the claims": (lambda t: without(t, "claim_done", 0), "sim/leftover", [r"never says claim_done", r"role load: 0 of \d blocks"]),
 }

@@ -19,7 +19,7 @@ def hopper():
 
 
 @fc.kernel
-def summed(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[M]"):
+def summed(X: "f16[M, D]", Y: "f16[N, D]", Out: "inout f32[M, D]", Turns: "inout i32[M]"):
     (cols,) = fc.grid(fc.tile(Y.N, "BLOCK_N"))
     y = fc.load(Y[cols])
     for rows in fc.loop(fc.tile(X.M, "BLOCK_M")):

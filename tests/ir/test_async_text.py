@@ -17,10 +17,10 @@ meta smem_offsets = (0, 8192, 16384, 16392)
 meta stage = synced
 meta target = sm_90a
 layout $0 = {w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}
-smem %a: f16[64,64]{panel 64 swizzle 128}
-smem %b: f16[64,64]{panel 64 swizzle 128}
-smem %full: mbarrier count 1
-smem %empty: mbarrier count 4
+smem %a: f16[64,64]{panel 64 swizzle 128}  // @0
+smem %b: f16[64,64]{panel 64 swizzle 128}  // @8192
+smem %full: mbarrier count 1  // @16384
+smem %empty: mbarrier count 4  // @16392
 role load warps 4 regs 56 {
   %c = cursor {slots = 1} : cursor x1
   %0 = const {value = 64, dtype = i32} : i32

@@ -154,7 +154,7 @@ def test_an_edit_without_sense_is_refused_at_its_line(name):
 
 def test_a_product_without_its_fence_is_refused():
     text = stages("sm_90a", **TMA)["sync"]
-    e = refused(changed(text, r"^ *wgmma_fence.*\n", ""), "compile/unsupported")
+    e = refused(changed(text, r"^ *wgmma_fence.*\n", ""), "ir/verify")
     assert "wgmma_fence" in e.message and e.loc is not None
 
 

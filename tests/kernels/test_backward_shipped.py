@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen import masks
 from fcgen.kernels.backward import LOG2E, backward, backward_in_turn, backward_rows
 from fcgen.kernels.backward_schedules import FEW_BYTES, candidates, takes_turns, turned
 
 #: head size, mask, heads of rows for each of keys, tiles of rows that a program walks, whether it adds up dQ too
 CASES = [(64, "none", 1, 6, True), (64, "causal_top_left", 1, 4, True), (128, "none", 1, 6, True), (128, "causal_top_left", 1, 4, True),
-         (128, "none", 2, 3, True), (128, "causal_top_left", 2, 2, True), (64, "none", 1, 3, False), (128, "none", 2, 2, False),
-         (128, "causal_top_left", 1, 4, False), (160, "none", 1, 3, False), (256, "none", 1, 2, False)]
+         (128, "none", 2, 3, True), (128, "causal_top_left", 2, 2, True), (128, "window", 1, 4, True), (64, "none", 1, 3, False),
+         (64, "causal_top_left", 1, 3, False),
+         (128, "none", 2, 2, False), (128, "causal_top_left", 1, 4, False), (160, "none", 1, 3, False), (256, "none", 1, 2, False),
+         (256, "causal_top_left", 1, 3, False)]
+#: keys in front of a row's own
+WINDOW = 70
 
 
 def problem(head, mask, group, m, n):
@@ -21,8 +26,9 @@ def problem(head, mask, group, m, n):
     q, do, k, v = (rng.standard_normal((1, h, s, head)).astype(np.float16).astype(float) for h, s in ((group, m), (group, m), (1, n), (1, n)))
     scale = head**-0.5
     s = q @ k.swapaxes(2, 3) * scale
-    s = np.where(np.tri(m, n, dtype=bool), s, -np.inf) if mask != "none" else s
-    lse = np.log(np.exp(s).sum(-1))
+    seen = np.tri(m, n, dtype=bool) & ~np.tri(m, n, -WINDOW - 1, dtype=bool) if mask == "window" else np.tri(m, n, dtype=bool)
+    s = np.where(seen, s, -np.inf) if mask != "none" else s
+    lse = np.log(np.exp(s).sum(-1), where=(seen | (mask == "none")).any(1), out=np.full(s.shape[:-1], np.inf))
     p = np.exp(s - lse[..., None])
     delta = (p @ v * do).sum(-1)
     ds = p * (do @ v.swapaxes(2, 3) - delta[..., None]) * scale
@@ -35,9 +41,9 @@ def problem(head, mask, group, m, n):
 
 @pytest.mark.parametrize("head, mask, group, tiles, adds", CASES)
 def test_shipped_schedules_of_hopper(head, mask, group, tiles, adds):
-    uneven = mask != "none"
-    schedule = candidates("backward", "sm_90a", head, adds, uneven, group > 1)[0]
-    facts = {"T": fc.f16, "D": head, "E": head, "mask": mask}
+    window, uneven = mask == "window", mask not in ("none", "window")
+    schedule = candidates("backward", "sm_90a", head, adds, uneven, group > 1, window)[0]
+    facts = {"T": fc.f16, "D": head, "E": head, **({"keep": masks.window(WINDOW, 0)} if window else {"mask": mask})}
     keys = backward.compile(target="sm_90a", schedule=schedule, check=False, **facts, grouped=group > 1, **turned(schedule),
                             **({} if adds else {"dQ": None}))
     rows = [] if adds else [backward_rows.compile(target="sm_90a", schedule=candidates("backward_rows", "sm_90a", head, uneven=uneven)[0], check=False,

@@ -163,6 +163,24 @@ def test_a_kernel_without_remarks_says_nothing(tried: list[str]) -> None:
 
 
 @fc.kernel
+def copied(X: "T[M, N]", Y: "out T[M, N]", *, cut: "i32"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        fc.store(Y[rows, cols], fc.load(X[rows, cols.until(cut)]))
+
+
+@pytest.mark.parametrize(("size", "said"), [({}, {"X": "1 of 8 elements at a time: a limit cuts N off",
+                                                  "Y": "1 of 8 elements at a time: N is not known to be a multiple of 8 (bind it: N=512)"}),
+                                            ({"N": 256}, {"X": "1 of 8 elements at a time: a limit cuts 256 off"}),
+                                            ({"N": 132}, {"X": "1 of 4 elements at a time: a limit cuts 132 off"})])
+def test_accesses_that_are_narrow_for_want_of_a_size_are_told(size, said) -> None:
+    p = copied.compile(target="sm_89", T=fc.f16, schedule=fc.Schedule(tiles={"BM": 8, "BN": 128}, warps=2), check=False, **size)
+    told = [text for kind, text in p.built.remarks if kind == "narrow"]
+    assert len(told) == len(said) and all(f"of {name}'s tiles move {text}" in "".join(told) for name, text in said.items())
+    assert all(f"narrow   {text}" in report(p) for text in told)
+
+
+@fc.kernel
 def live_by(X: "T[M, D]", K: "T[N, D]", seen: "i32[M]", O: "out f32[M, D]", *, way="tensor"):
     (rows,) = fc.grid(fc.tile(X.M, "BM"))
     x, limit = fc.load(X[rows]), fc.load(seen[rows])

@@ -138,7 +138,7 @@ def test_a_grid_is_sized_by_what_a_launch_knows() -> None:
     def computed(X: "f32[M]", Y: "out f32[M]", *, n: "i32"):
         fc.grid(n + 1)
 
-    with pytest.raises(fc.FcError, match="comes first"):
+    with pytest.raises(fc.FcError, match="has to know it: make it a dimension of a tensor, or an i32 parameter"):
         computed.trace({})
 
     @fc.kernel

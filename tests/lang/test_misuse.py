@@ -283,3 +283,73 @@ def test_an_integer_where_floats_are_needed(dtype: str, expression: str, hint: s
 
     e = refused(spec, "trace/dtype", hint, marker="", T=getattr(fc, dtype))
     assert dtype not in ("f16", "f64") or dtype in e.expected
+
+
+@pytest.mark.parametrize(("tiles", "missing", "vain", "hint"), [
+    ({"BM": 16, "BQ": 16}, "BN", ["BQ"], '"BN": 64, ...}), in place of BQ'), ({}, "BM, BN", [], '{"BM": 64, "BN": 64, ...}'),
+    ({"BM": 16}, "BN", [], '{"BN": 64, ...}'), ({"A": 8, "BM": 16, "BNN": 8}, "BN", ["A", "BNN"], "in place of BNN")])
+def test_tile_sizes_that_are_missing_and_those_in_vain(tiles: dict[str, int], missing: str, vain: list[str], hint: str) -> None:
+    @fc.kernel
+    def spec(X: "f32[M, N]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        total = fc.var(fc.zeros(rows))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            total <<= total + fc.sum(fc.load(X[rows, cols]), axis=cols)
+        fc.store(Y[rows], total)
+
+    with pytest.raises(fc.FcError) as caught:
+        spec.trace(tiles)
+    e = caught.value
+    assert e.code == "trace/static" and f"given for {missing}" in e.message and hint in e.hint, e
+    assert [n.split()[-1] for n in e.notes] == vain and missing.split(",")[0] in e.loc.source_line()
+
+
+def test_a_missing_tile_size_is_told_before_what_hangs_on_it() -> None:
+    def spec(X: "f32[M, D]", Y: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BQ"))  # here
+        fc.store(Y[rows], fc.full((rows, rows.again()), 1.0))
+        _ = [] [rows.size]  # of the placeholder
+
+    refused(spec, "trace/static", "BQ")
+
+
+@pytest.mark.parametrize(("view", "whole", "hint"), [
+    ("K[page, at, :]", "G", "K[p, s, g, :]"), ("K[page]", "S", "K[p, s, :, :]"), ("K[page, at, 0]", "E", "K[p, s, g, e]")])
+def test_an_index_that_was_forgotten(view: str, whole: str, hint: str) -> None:
+    def spec(K: "f32[P, S, G, E]", Y: "out f32[P, D]"):
+        (page,) = fc.grid(K.P)
+        at = 1
+        fc.store(Y[page], fc.load(eval(view)))
+
+    refused(spec, "trace/static", f"whole along {whole}", f"compile(..., {whole}=...)", f"or index it: {hint}", marker="")
+
+
+@pytest.mark.parametrize("axis", ["X.M // X.K", "fc.tile(X.M // X.K, 'BM')", "fc.tile(X.M * 2 // (X.K + 1), 'BM')"])
+def test_a_grid_axis_that_is_computed_from_sizes(axis: str) -> None:
+    def spec(X: "f32[M, K, D]", Y: "out f32[M, K, D]"):
+        (i,) = fc.grid(eval(axis))
+        fc.store(Y[i], 1.0)
+
+    refused(spec, "trace/usage", "a grid axis is", "computed from M and K", "compile(..., M=..., K=...)", "an i32 parameter", marker="")
+
+
+def test_an_operation_in_front_of_the_grid_is_named() -> None:
+    def spec(X: "f32[M, K, D]", Y: "out f32[M, K, D]"):
+        half = X.M // 2
+        (i,) = fc.grid(fc.tile(X.M, "BM"))  # here
+        fc.store(Y[i, half, 0], 1.0)
+
+    e = refused(spec, "trace/usage", "fc.grid comes first", "move that behind it")
+    assert "at " in str(e.got) and str(e.loc.line - 1) in str(e.got)
+
+
+def test_a_variable_whose_name_was_given_away() -> None:
+    def spec(X: "f32[M, D]", Y: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.var(fc.load(X[rows]))
+        x = x + 1.0
+        x <<= x * 2.0  # here
+        fc.store(Y[rows], x)
+
+    e = refused(spec, "trace/usage", "`x` is no variable any more", "write x <<= ... there")
+    assert str(e.loc.line - 1) in e.notes[0]

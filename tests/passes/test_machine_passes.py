@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -132,7 +133,12 @@ def test_the_epilogue_reuses_the_bytes_of_the_rings() -> None:
 def test_too_much_shared_memory_is_refused_by_name() -> None:
     with pytest.raises(FcError) as e:
         lowered(stages=8)
-    assert e.value.code == "compile/budget" and "stages" in (e.value.hint or "") and "k " in str(e.value)
+    assert e.value.code == "compile/budget" and "stages" in (e.value.hint or "") and "k: " in str(e.value)
+    parts = [re.fullmatch(r"(\S+): (\d+) bytes from (\d+) on(?:, shared with (.*))?", n) for n in e.value.notes]
+    assert all(parts) and any(p[4] for p in parts if p)
+    places = {p[1]: range(int(p[3]), int(p[3]) + int(p[2])) for p in parts if p}
+    assert str(max(r.stop for r in places.values())) in str(e.value.got), "the parts explain the whole"
+    assert all(set(places[p[1]]) & set(places[o]) for p in parts if p and p[4] for o in p[4].split(", "))
 
 
 def test_a_tile_that_does_not_divide_over_the_warps_is_refused() -> None:

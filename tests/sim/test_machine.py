@@ -162,6 +162,11 @@ def test_copy(between, codes):
         assert e.loc.line == line_of(lines, "cp_async") and "wait_group 0" in e.hint
 
 
+def test_a_copy_over_a_copy_in_flight_waits_before_it_writes():
+    (e,) = (e for e in run(kernel(COPY, COPY, "commit_group", "wait_group {n = 0}", "syncwarp", READ, STORE))[1].reports if "flight" in e.message)
+    assert e.code == "sim/race" and e.hint.startswith("wait_group before it is written again")
+
+
 def test_copy_of_another_warp_needs_a_barrier():
     threads = "{w2@1 r4@4 l4@8 | l8@1 r4@1}"
     copy = [f"cp_async %X, %0, %s {{{WHOLE}, threads = {threads}}}", "commit_group", "wait_group {n = 0}"]

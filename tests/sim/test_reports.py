@@ -60,6 +60,7 @@ def test_buffers_that_share_bytes_are_named():
     kernel, _ = edited(("(0, 8192, 16384, 16392)", "(0, 0, 16384, 16392)"))
     e = first(kernel, "sim/race")
     assert any("a and b share bytes 0 to 8191" in n or "b and a share bytes 0 to 8191" in n for n in e.notes), e.notes
+    assert e.hint is not None and "meta smem_offsets" in e.hint
     kernel, _ = edited(("  mbar_wait %full, %c {lag = 0}\n", ""))
     assert not any("share bytes" in n for e in run(kernel)[0].reports for n in e.notes)
 

@@ -15,8 +15,8 @@ from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import attention
-from fcgen.sim.coverage import Coverage, never_ran, one_way, short_rings
-from fcgen.sim.draw import Draws, meaning
+from fcgen.sim.coverage import Coverage, never_ran, never_taken, one_way, short_rings
+from fcgen.sim.draw import Draws, Trial, meaning
 from fcgen.sim.machine import simulate
 from fcgen.sim.trial import Oracle, run_trials
 
@@ -232,3 +232,87 @@ def test_outputs_that_are_read_come_from_the_caller() -> None:
     assert str(edited) != text
     with pytest.raises(FcError, match="computes something else"):
         run_trials(edited, p.target, against=Oracle(p.tile, p.target))
+
+
+@pytest.mark.parametrize(("total", "blocks", "words"), [(0, 0, "0 programs in 0 blocks"), (1, 1, "1 program in 1 block"),
+                                                        (2, 2, "2 programs in 2 blocks")])
+def test_a_run_says_how_much_of_it_there_is(total: int, blocks: int, words: str) -> None:
+    assert str(Trial({"M": 0}, {}, "normal", 0, blocks, total, True)) == f"M=0, normal: {words}"
+
+
+@fc.kernel
+def in_groups(X: "f32[H]", W: "f32[G]", Y: "out f32[H]", *, group: "i32"):
+    g, rows = fc.grid(W.G, fc.tile(group, "BM"))
+    mine = (rows + g * group).until(g * group + group)
+    fc.store(Y[mine], fc.load(X[mine]) * W[g])
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_sizes_that_go_with_numbers_are_made_to(compared: bool) -> None:
+    """H is G * group, and no IR says so: where it is drawn larger, what no program writes is left away; where it was given, that is told."""
+    p = in_groups.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}, warps=1))
+    against = Oracle(p.tile, p.target) if compared else None
+    tried = run_trials(p.machine, p.target, against=against)
+    assert tried.complete() and any(t.sizes["H"] == t.sizes["G"] * t.numbers["group"] > 16 for t in tried.ran)
+    assert run_trials(p.machine, p.target, {"H": 8, "G": 2}, fixed={"group": 4}, against=against).ran
+    with pytest.raises(FcError) as e:
+        run_trials(p.machine, p.target, {"H": 9, "G": 2}, fixed={"group": 4}, against=against)
+    assert e.value.code == "sim/unwritten" and "H and group go together: give them both" in e.value.notes[-1]
+
+
+def test_a_tail_that_no_number_explains_is_still_missed() -> None:
+    @fc.kernel
+    def tail(X: "f32[H]", Y: "out f32[H]", *, n: "f32"):
+        (rows,) = fc.grid(fc.tile(X.H, "BM"))
+        there = (rows + 0).until(X.H - 1)
+        fc.store(Y[there], fc.load(X[there]) * n)
+
+    p = tail.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}, warps=1))
+    with pytest.raises(FcError) as e:
+        run_trials(p.machine, p.target)
+    assert e.value.code == "sim/unwritten" and not any("go together" in n for n in e.value.notes)
+
+
+LOOP = """machine kernel f
+param %X: tensor f32[M]
+grid %i: 1
+meta stage = placed
+role main warps 1 {
+  %0 = const {value = 0, dtype = i32} : i32
+  %1 = const {value = 1, dtype = i32} : i32
+  %32 = const {value = 32, dtype = i32} : i32
+  %31 = const {value = 31, dtype = i32} : i32
+  %n = size {dim = M} : i32
+  %low = floordiv %n, %32 : i32
+  %up = add %n, %31 : i32
+  %high = floordiv %up, %32 : i32
+  LINES
+  for %from, %high (%j: i32) {
+    %next = add %j, %1 : i32
+    %more = lt %next, %high : i1
+    if %more {
+      %a = mul %next, %next : i32
+      yield
+    } else {
+      yield
+    }
+    yield
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("lines", "never"), [
+    ("%from = max %low, %0 : i32", True), ("%m = min %high, %low : i32\n  %from = max %m, %0 : i32", True), ("%from = min %low, %high : i32", True),
+    ("%from = sub %high, %1 : i32", True), ("%from = add %low, %0 : i32", True), ("%from = max %0, %1 : i32", False),
+    ("%from = sub %low, %1 : i32", False), ("%from = min %low, %1 : i32", False), ("%s = add %n, %1 : i32\n  %from = floordiv %s, %31 : i32", False)])
+def test_a_branch_that_no_sizes_take_is_no_gap(lines: str, never: bool) -> None:
+    kernel = from_text(LOOP.replace("LINES", lines), "f.fc")
+    (branch,) = (op for op in walk_kernel(kernel) if op.kind == "if")
+    assert never_taken(kernel) == (frozenset([branch]) if never else frozenset())
+    seen = Coverage(ran={op for op in walk_kernel(kernel) if op.kind != "mul"}, ways={(branch, False)})
+    assert (never_ran(kernel, seen) == [] and one_way(kernel, seen) == []) is never
+    taken = lambda n, low: any(j + 1 < -(-n // 32) for j in range(low, -(-n // 32)))
+    bounds = {"max %low, %0": lambda n: max(n // 32, 0), "sub %low, %1": lambda n: n // 32 - 1}
+    for text, low in bounds.items():
+        assert text not in lines or any(taken(n, low(n)) for n in range(200)) is not never

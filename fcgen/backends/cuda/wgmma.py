@@ -173,7 +173,7 @@ def _product(em: Emitter, op: Op) -> None:
                       got=a.type.layout, loc=op.loc)
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) * size // 32
     if not any(op in products for products in em.fences.values()):
-        raise FcError("compile/unsupported", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
+        raise FcError("ir/verify", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
                       hint="wgmma_fence before the first product, and after each access of its accumulator")
     name, adds = em.array(op.result), accumulator(op) is not None
     b_at = _steps(b.type, depth, not op["tb"]) // 16

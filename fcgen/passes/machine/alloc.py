@@ -16,6 +16,7 @@ from dataclasses import replace
 from ...errors import FcError
 from ...ir.core import Kernel, Value, walk_kernel
 from ...ir.lifetimes import meet, spans
+from ...ir.memory_map import told
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor, Mbarrier
@@ -27,10 +28,9 @@ ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by thei
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     offsets, total = offsets_of(kernel, target)[1:]
     if total > target.smem_per_block:
-        parts = ", ".join(f"{b.name} {b.type.bytes}" for b in offsets)
         raise FcError("compile/budget", f"shared memory: the tiles of {kernel.name} do not fit one block on {target.arch}",
-                      expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes ({parts})",
-                      hint="make Schedule.tiles smaller or Schedule.stages fewer")
+                      expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes",
+                      hint="make Schedule.tiles smaller or Schedule.stages fewer", notes=told(offsets))
     return replace(kernel, buffers=tuple(offsets)).with_meta(stage="allocated", smem_offsets=tuple(offsets.values()), smem_bytes=total)
 
 

@@ -63,13 +63,11 @@ def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Sched
     first, *others, main = kernel.roles
     ring = lambda v: Value(replace(v.type, slots=slots), v.name)
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
-    hears = _hears(main.body)
-    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels, hears)))
+    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    counted = {o.operands[0] for o in walk(main.body) if o.kind == "mbar_arrive"} & hears
-    out = _one_more(replace(kernel, roles=roles, buffers=buffers), counted)
+    out = replace(kernel, roles=roles, buffers=buffers)
     enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
     return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
@@ -101,21 +99,7 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
     return b.block(block.args)
 
 
-def _hears(body: Block) -> set[Value]:
-    """Barriers of channels of numbers: where blocks take several tiles, the sender hears of them too."""
-    at = {o.results[0]: o.operands[1] for o in walk(body) if o.kind == "slot"}
-    cursors = {at[o.operands[0]] for o in walk(body) if o.kind == "fetch"}
-    return {o.operands[0] for o in walk(body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[1] in cursors}
-
-
-def _one_more(kernel: Kernel, bars: set[Value]) -> Kernel:
-    """One role more arrives at these barriers."""
-    more = {v: Value(replace(v.type, count=v.type.count + 1), v.name) for v in bars}
-    return replace(kernel, buffers=tuple(more.get(v, v) for v in kernel.buffers),
-                   roles=tuple(replace(r, body=copy_block(r.body, Env(dict(more)))) for r in kernel.roles)) if more else kernel
-
-
-def _sends(block: Block, channels: dict[Value, Channel], hears: set[Value]) -> Block:
+def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
     """What the sender does: the loops and scalars that stores follow from, and the stores."""
     b = Builder()
     for op in block.ops:
@@ -134,6 +118,6 @@ def _sends(block: Block, channels: dict[Value, Channel], hears: set[Value]) -> B
             c.release(b, range(c.parts))
             if turn:
                 b.do("end_turn", *turn)
-        elif op.regions or op.kind == "yield" or not has_effect(op) or (op.kind.startswith("mbar_") and op.operands[0] in hears):
-            b.add(op.within(lambda r: _sends(r, channels, hears)))
+        elif op.regions or op.kind == "yield" or not has_effect(op):
+            b.add(op.within(lambda r: _sends(r, channels)))
     return b.block(block.args)
