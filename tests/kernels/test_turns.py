@@ -9,6 +9,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.build.compiler import target
+from fcgen.ir.covers import covered
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
 from fcgen.sim.machine import simulate
@@ -122,12 +123,21 @@ def test_the_interpreter_finds_turns_that_never_come(turn, words):
     assert caught.value.code == "sim/deadlock"
 
 
-@pytest.mark.parametrize("first, places, code", [(0, 150, "sim/bounds"), (1, 192, "sim/deadlock")])
-def test_the_interpreter_finds_places_that_are_none_and_numbers_that_nobody_cleared(first, places, code):
+def test_places_of_turns_are_asked_for_as_all_others():
+    """A launch would wait for what lies behind the tensor. The first position of a tile needs no check."""
     program = elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64)
-    with pytest.raises(fc.FcError) as caught:
-        program.interpret(**arguments() | {"Turns": np.full(places, first, np.int32)})
-    assert caught.value.code == code
+    assert covered(program.tile) and not covered(summed.compile(target="sm_90a", schedule=SCHEDULE, D=64).tile)
+    program.interpret(**arguments() | {"Turns": np.zeros(161, np.int32)})
+    with pytest.raises(fc.FcError, match="Turns") as caught:
+        program.interpret(**arguments() | {"Turns": np.zeros(160, np.int32)})
+    assert caught.value.code == "call/argument"
+
+
+def test_the_interpreter_finds_numbers_that_nobody_cleared():
+    program = elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64)
+    with pytest.raises(fc.FcError, match="turn 0 at Turns.* never comes: nobody has turn 3") as caught:
+        program.interpret(**arguments() | {"Turns": np.ones(192, np.int32)})
+    assert caught.value.code == "sim/deadlock"
 
 
 def test_trials_begin_where_nobody_has_had_a_turn():
