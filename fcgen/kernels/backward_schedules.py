@@ -128,7 +128,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*pick(_UNEVEN), *found)
     elif masked and pick(_MASKED):
         found = (*pick(_MASKED), *found)
-    elif not (uneven or grouped):
+    elif not (uneven or grouped or masked):  # (a window, D=64, 4k: 362 TFLOP/s for 395 with 128 rows)
         found = (*pick(_ALIKE), *found)
     beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `apart`)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found

@@ -47,6 +47,7 @@ def test_warpgroups_take_and_give_registers(binary):
 PROGRAMS = {r"wgmma_m64n\d+k32_.*|touch_i32": "test_narrow_types.py",
             r"bulk_.*|stmatrix_.*|tma_(store|add)_.*|red_add_.*": "test_hopper_stores.py",
             r"cluster_.*|mbar_arrive_cluster|tma_load_.*_multicast(_hint)?": "test_clusters.py",
+            r"(await|end)_turn": "test_turns.py",
             r"st_cluster_.*|mbar_tell|mbar_wait_cluster|block_address": "test_parts.py"}
 
 

@@ -12,6 +12,8 @@ from fcgen.build.compiler import NVRTC_OPTIONS, nvrtc_fingerprint
 from fcgen.ir.target import Instr
 from fcgen.runtime import cache, module, nvrtc
 
+from . import raw
+
 HEAD = 'using uint32_t = unsigned int;\nusing uint64_t = unsigned long long;\n#define KERNEL extern "C" __global__ void\n'
 SMEM = "__device__ __forceinline__ uint32_t shared(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }\n"
 
@@ -140,11 +142,6 @@ def cubin(arch: str) -> bytes:
 
 def launch(name: str, out: Any, *inputs: Any, threads: int = 128, blocks: int = 1) -> Any:
     """Run t_<name> on torch tensors; returns `out` as a NumPy array."""
-    import torch
-
     kernel = module.load(cubin(fc.gpu_target()), f"t_{name}", 0, 0)
-    packer = module.ArgPacker(("ptr",) * (1 + len(inputs)))
-    params = packer.pack([t.data_ptr() for t in (out, *inputs)])
-    kernel.launch((blocks, 1, 1), (threads, 1, 1), 0, params, torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
+    raw.launch(kernel, ("ptr",) * (1 + len(inputs)), [out, *inputs], blocks=blocks, threads=threads)
     return out.cpu().numpy()

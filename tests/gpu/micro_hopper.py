@@ -16,6 +16,7 @@ from fcgen.backends.targets.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
 from fcgen.ir.layout import SmemLayout, native_smem
 from fcgen.runtime import module, nvrtc
 
+from . import raw
 from .micro import compiled
 
 ARCH = "sm_90a"
@@ -430,10 +431,4 @@ def launch(part: str, name: str, kinds: tuple[str, ...], values: list[Any], *, t
            pdl: bool = False) -> None:
     """Run t_<name>; tensors among the values are passed as their pointers. A 64-bit number is passed as "ptr": it has no sign. pdl: it may
     begin before the launch in front has ended, and is not waited for."""
-    import torch
-
-    packer = module.ArgPacker(kinds)
-    params = packer.pack([v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values])
-    loaded(part, name, smem).bind((blocks, 1, 1), (threads, 1, 1), smem, pdl)(params, torch.cuda.current_stream().cuda_stream)
-    if not pdl:
-        torch.cuda.synchronize()
+    raw.launch(loaded(part, name, smem), kinds, values, blocks=blocks, threads=threads, smem=smem, pdl=pdl)

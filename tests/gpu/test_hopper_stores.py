@@ -13,6 +13,7 @@ from fcgen.backends.targets.hopper import INSTRS
 from fcgen.runtime import module
 from tests.kernels.test_stores import ATTENTION, PERSISTENT, compiled, flipped, inputs, repeated, split_product
 
+from . import raw
 from .micro import HEAD, SMEM
 from .micro import compiled as compiled_once
 
@@ -51,9 +52,7 @@ def cubin():
 
 def launch(name, out, given):
     kernel = module.load(cubin(), f"t_{name}", 0, 0)
-    packer = module.ArgPacker(("ptr", "ptr"))  # the parameters are its own
-    kernel.launch((1, 1, 1), (32, 1, 1), 0, packer.pack([out.data_ptr(), given.data_ptr()]), torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
+    raw.launch(kernel, ("ptr", "ptr"), [out, given], threads=32)  # the parameters are its own
     return out
 
 
