@@ -135,7 +135,7 @@ def test_places_of_turns_are_asked_for_as_all_others():
 
 def test_the_interpreter_finds_numbers_that_nobody_cleared():
     program = elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64)
-    with pytest.raises(fc.FcError, match="turn 0 at Turns.* never comes: nobody has turn 3") as caught:
+    with pytest.raises(fc.FcError, match=r"turn 0 at Turns.* never comes: nobody has turn 3") as caught:
         program.interpret(**arguments() | {"Turns": np.ones(192, np.int32)})
     assert caught.value.code == "sim/deadlock"
 
