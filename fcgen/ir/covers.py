@@ -29,6 +29,7 @@ from .depends import followed
 from .elementwise import FNS
 from .op_table import OPS
 from .ranges import RULES, Span
+from .tile_ops import in_turn
 from .types import Scalar, Tensor, i1, i32, i64
 
 Place = Any  # int | str | tuple
@@ -102,9 +103,9 @@ class _Found:
         out: dict[Cover, None] = {}
         for op, scopes in self.reached():
             conditions = _conditions(self.around(op, scopes))
-            for n, place in self.places(op) if UNKNOWN not in conditions else ():
-                if place is not None and not self.inside(place, op.operands[0].type.dims[n], conditions):
-                    line = (op.operands[0].name, n, place, *conditions)
+            for tensor, n, place in (*self.places(op), *self.turns(op)) if UNKNOWN not in conditions else ():
+                if place is not None and not self.inside(place, tensor.type.dims[n], conditions):
+                    line = (tensor.name, n, place, *conditions)
                     out[line] = None
         most: dict[Any, int] = {}
         for c in out:
@@ -127,21 +128,26 @@ class _Found:
                 out[op] = left
         return out
 
-    def may_leave(self, op: Op, scopes: tuple[_Scope, ...], loops: list[Block], places: list[tuple[int, Place | None]],
+    def may_leave(self, op: Op, scopes: tuple[_Scope, ...], loops: list[Block], places: list[tuple[Value, int, Place | None]],
                   told: tuple[Cover, ...]) -> bool:
         """Whether the access is inside in front of these loops."""
         around = _conditions(scopes[:len(scopes) - len(loops)])
         own = [i for loop in loops if (i := self.leaves.get(loop.args[0])) is not None]
         return all(place is not None and not any(_hangs(place, i) for i in own)
-                   and (self.inside(place, op.operands[0].type.dims[n], around) or _answered(op, n, place, around, told))
-                   for n, place in places)
+                   and (self.inside(place, tensor.type.dims[n], around) or _answered(op, n, place, around, told))
+                   for tensor, n, place in places)
 
-    def places(self, op: Op) -> Iterator[tuple[int, Place | None]]:
+    def turns(self, op: Op) -> Iterator[tuple[Value, int, Place | None]]:
+        """Where the number stands that says whose turn it is."""
+        for n, at in enumerate(in_turn(op)[1:-1] if op.get("turn") else ()):
+            yield in_turn(op)[0], n, self.place(at)
+
+    def places(self, op: Op) -> Iterator[tuple[Value, int, Place | None]]:
         """Of each axis along which the access must be inside, where it is: None for what hangs on something else."""
         for n, axis in enumerate(() if (access := accesses(op)) is None else access.axes):
             place = self.place(axis.start) if axis.start is not None and axis.word in ("at", "element") else None
             if axis.word == "at" or (isinstance(place, tuple) and _words(place) <= PARTS):
-                yield n, place
+                yield op.operands[0], n, place
 
     def reached(self) -> Iterator[tuple[Op, tuple[_Scope, ...]]]:
         """All ops, and what decides about them."""
@@ -220,6 +226,8 @@ class _Found:
             return {axis.dim} if type(axis.dim) is str or axis.tile == 1 else {-(-axis.dim // axis.tile)}  # type: ignore[operator]
         if x[0] == "in":
             return None if self.below(x[2]) is None else {x[3]} if not isinstance(x[3], tuple) else set()
+        if x[0] == "mul" and isinstance(x[1], tuple) and type(x[2]) is int and x[2] > 0 and (dim := self.tiled(x[1], x[2])) is not None:
+            return {dim}  # the first position of a tile
         each = [self.below(y) for y in x[1:]] if x[0] in ("add", "mul", "floordiv", "mod", "min", "max") else [None]
         if each[0] is None or each[-1] is None:
             return None
@@ -227,6 +235,15 @@ class _Found:
         if x[0] == "mod":
             return a | ({x[2]} if not isinstance(x[2], tuple) else set())
         return a | b if x[0] == "min" else a & b if x[0] == "max" else a if x[0] == "floordiv" else set()
+
+    def tiled(self, x: Place, tile: int) -> str | int | None:
+        """What x counts the tiles of."""
+        if x[0] == "at":
+            return self.kernel.grid[x[1]].dim if self.kernel.grid[x[1]].tile == tile else None
+        if x[0] != "in" or self.below(x[2]) is None or not isinstance(x[3], tuple) or x[3][0] != "floordiv":
+            return None
+        _, of, by = x[3]
+        return of[1] if by == tile and isinstance(of, tuple) and of == ("add", of[1], tile - 1) and type(of[1]) is str else None
 
 
 def _conditions(scopes: tuple[_Scope, ...]) -> tuple[Place, ...]:

@@ -24,6 +24,7 @@ from ..ir.tile_ops import in_turn
 from ..ir.types import DTYPES, DType, Scalar, Tensor, i1, i32
 from .product import product
 from .tensors import add_at, coordinates, numbers_of, reached
+from .turns import Taken
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -33,13 +34,14 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
     arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
     iterations whose `live` tile is false everywhere, as the compiler may. written: receives which elements of each output were written, or
     came from the caller; without it, an element that nothing writes is an error. Raises FcError "call/argument", "sim/bounds", "sim/race",
-    "sim/unwritten".
+    "sim/deadlock", "sim/unwritten".
     """
     memory, sizes = bind(kernel, arguments)
     machine = _Interpreter(kernel, memory, sizes, skip_dead, shaken)
     with np.errstate(all="ignore"):
         for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
             machine.program(place)
+    machine.turns.check()
     came = {n: (t["stores"] != -1) | (t["adds"] != -1) | (n in arguments) for n, t in machine.touched.items()}
     if written is not None:
         written.update(came)
@@ -149,6 +151,7 @@ class _Interpreter:
         written = [n for n, flags in kernel.flags.items() if "out" in flags and n in memory]
         #: how an element was touched -> by which program: -1 none, -2 several
         self.touched = {n: {how: np.full(memory[n].shape, -1, np.int32) for how in CLASHES} for n in written}
+        self.turns = Taken(memory)
         self.number = -1
         self.place: tuple[int, ...] = ()
 
@@ -262,7 +265,8 @@ class _Interpreter:
             self.touch(op, tensor, "adds", where)
             add_at(self.memory[tensor], where, value[inside], self.kernel.param(tensor).type.dtype)
             if turn := in_turn(op):
-                self.memory[turn[0].name][tuple(int(env[v]) for v in turn[1:-1])] += 1
+                *at, n = (int(env[v]) for v in turn[1:])
+                self.turns.take(op, turn[0].name, tuple(at), n, self.number, self.where())
             return
         self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]

@@ -7,14 +7,58 @@ it might, where that one finds no room beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from ..errors import FcError
 from ..ir.core import Op
 from .mbarriers import Blocked
 
 if TYPE_CHECKING:
     from .machine import Simulation
     from .stores import StoreEngine
+
+
+class _Taken(NamedTuple):
+    op: Op
+    program: int
+    where: str
+
+
+class Taken:
+    """The turns of the tile interpreter's programs, which it runs in no order that counts: at each place all from the number on that stands
+    there at first have to be taken, each once, and by one program one after the other."""
+
+    def __init__(self, memory: dict[str, np.ndarray]):
+        self.memory = memory
+        self.places: dict[tuple[str, tuple[int, ...]], dict[int, _Taken]] = {}
+
+    def take(self, op: Op, tensor: str, place: tuple[int, ...], n: int, program: int, where: str) -> None:
+        sizes = self.memory[tensor].shape
+        if any(not 0 <= i < size for i, size in zip(place, sizes)):
+            raise FcError("sim/bounds", f"{op.kind}: the place of a turn is outside of {tensor}", loc=op.loc, expected=f"inside {sizes}",
+                          got=place, notes=[where])
+        taken = self.places.setdefault((tensor, place), {})
+        last = next(reversed(taken), n - 1)
+        if n in taken or (last > n and taken[last].program == program):
+            raise FcError("sim/deadlock", f"turn {n} at {tensor}{list(place)} never comes: it is over before it is waited for", loc=op.loc,
+                          expected="each turn once, and those of a program one after the other", got=f"{last}, then {n}",
+                          notes=[where, f"before: {taken[n if n in taken else last].where}"])
+        taken[n] = _Taken(op, program, where)
+        self.memory[tensor][place] += 1
+
+    def check(self) -> None:
+        """At the end."""
+        for (tensor, place), taken in self.places.items():
+            first = int(self.memory[tensor][place]) - len(taken)
+            missing = next((n for n in range(first, first + len(taken)) if n not in taken), None)
+            if missing is not None:
+                odd = min((n for n in taken if n > missing), default=min(taken))
+                raise FcError("sim/deadlock", f"turn {odd} at {tensor}{list(place)} never comes: nobody has turn {missing}",
+                              loc=taken[odd].op.loc, expected=f"all turns from {first} on, which stands there at first",
+                              got=", ".join(map(str, sorted(taken)[:8])), notes=[taken[odd].where],
+                              hint="count the programs that add there; the caller clears the numbers")
 
 
 class TurnOps:

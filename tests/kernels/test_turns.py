@@ -9,6 +9,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.build.compiler import target
+from fcgen.ir.covers import covered
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
 from fcgen.sim.machine import simulate
@@ -83,6 +84,60 @@ def test_programs_begin_in_the_order_of_their_turns():
     with pytest.raises(fc.FcError, match="along cols_tile cannot be told") as caught:
         summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, turn=lambda n, tiles: n + 1 - n % 2 * 2).machine  # noqa: B018
     assert caught.value.code == "compile/unsupported"
+
+
+@pytest.mark.parametrize("turn", [lambda n, tiles: fc.where(n < 2, n + 1, n - 2), lambda n, tiles: n // -1 + tiles - 1])
+def test_an_order_that_only_looks_like_one_is_refused(turn):
+    """A condition that follows from the place may swap halves, and a divisor below zero turns the order around."""
+    with pytest.raises(fc.FcError, match="along cols_tile cannot be told") as caught:
+        summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, turn=turn).machine  # noqa: B018
+    assert caught.value.code == "compile/unsupported"
+
+
+@fc.kernel
+def elsewhere(X: f16[M, D], Y: f16[N, D], Out: "inout f32[M, D]", Turns: "inout i32[P]", *, by_loop=False):
+    (cols,) = fc.grid(fc.tile(Y.N, "BLOCK_N"))
+    y, n = fc.load(Y[cols]), fc.var(cols.start // cols.size)
+    if by_loop:
+        n = fc.var(0)
+        for at in fc.loop(2):
+            n <<= n + fc.where(at < cols.start // cols.size, 1, 0)
+    for rows in fc.loop(fc.tile(X.M, "BLOCK_M")):
+        s = fc.dot(fc.load(X[rows]), y.T)
+        fc.atomic_add(Out[rows], fc.dot(s.to(fc.f16), y), turn=(Turns[rows.start + 32], n + 0))
+
+
+def test_a_number_that_a_loop_finds_is_no_order():
+    with pytest.raises(fc.FcError, match="along cols_tile cannot be told"):
+        elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64, by_loop=True).machine  # noqa: B018
+
+
+@pytest.mark.parametrize("turn, words", [(lambda n, tiles: 2 * n, "turn 2 at Turns.* never comes: nobody has turn 1"),
+                                         (lambda n, tiles: fc.minimum(n, 1), "turn 1 at Turns.* is over before"),
+                                         (lambda n, tiles: n + 1, "nobody has turn 0")])
+def test_the_interpreter_finds_turns_that_never_come(turn, words):
+    """On any target, in whatever order it runs programs."""
+    program = summed.compile(target="sm_90a", schedule=SCHEDULE, D=64, turn=turn)
+    with pytest.raises(fc.FcError, match=words) as caught:
+        program.interpret(**arguments())
+    assert caught.value.code == "sim/deadlock"
+
+
+def test_places_of_turns_are_asked_for_as_all_others():
+    """A launch would wait for what lies behind the tensor. The first position of a tile needs no check."""
+    program = elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64)
+    assert covered(program.tile) and not covered(summed.compile(target="sm_90a", schedule=SCHEDULE, D=64).tile)
+    program.interpret(**arguments() | {"Turns": np.zeros(161, np.int32)})
+    with pytest.raises(fc.FcError, match="Turns") as caught:
+        program.interpret(**arguments() | {"Turns": np.zeros(160, np.int32)})
+    assert caught.value.code == "call/argument"
+
+
+def test_the_interpreter_finds_numbers_that_nobody_cleared():
+    program = elsewhere.compile(target="sm_90a", schedule=SCHEDULE, D=64)
+    with pytest.raises(fc.FcError, match=r"turn 0 at Turns.* never comes: nobody has turn 3") as caught:
+        program.interpret(**arguments() | {"Turns": np.ones(192, np.int32)})
+    assert caught.value.code == "sim/deadlock"
 
 
 def test_trials_begin_where_nobody_has_had_a_turn():

@@ -50,6 +50,14 @@ def test_late_tiles_have_rings(fields) -> None:
         np.testing.assert_allclose(got[b], want, atol=4e-3)
 
 
+def test_a_slot_that_was_filled_in_front_of_a_branch_is_freed_behind_its_last_product() -> None:
+    """The product of the first iteration, in front of the loop, reads q in the branch of rows that have keys."""
+    p, rng = compiled(late="acc+s", stages=1, split="none", persistent="static"), np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(s).astype(np.float16) for s in ((4, 9, 64), (8, 16, 64), (8, 16, 64)))
+    table, lens = rng.permutation(8).astype(np.int32).reshape(4, 2), np.array([5, 0, 32, 17], np.int32)
+    p.simulate(Q=q, K=k, V=v, table=table, lens=lens, group=9)
+
+
 def test_what_is_not_loaded_ahead_beside_others_is_told() -> None:
     told = dict(compiled(carried=True, late=()).machine.meta.get("remarks", ()))
     assert "%v_tile is loaded where it is used" in told["stages"]

@@ -3,7 +3,7 @@ they wait for each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ...errors import FcError
 from ...ir.core import Kernel, Op, Value, definitions, walk
@@ -25,7 +25,8 @@ def waits(kernel: Kernel, axis: int) -> int:
     before it, which must begin before it does, and better not beside it. Raises FcError where that cannot be told."""
     stores = [op for op in walk(kernel.body) if op.get("turn")]
     defs, on = (definitions(kernel.body) if stores else {}), kernel.body.args[axis]
-    goes = {_goes(in_turn(op)[-1], on, defs) for op in stores} or {0}
+    unknown = {a for op in walk(kernel.body) if op.kind == "for" for a in op.regions[0].args[1:]} if stores else set()
+    goes = {_goes(in_turn(op)[-1], on, defs, unknown) for op in stores} or {0}
     if len(goes) > 1 or None in goes:
         raise FcError("compile/unsupported", f"whether turns come earlier or later along {kernel.grid[axis].name} cannot be told: programs "
                       "could begin in an order in which one waits for a later one", loc=stores[0].loc,
@@ -35,19 +36,25 @@ def waits(kernel: Kernel, axis: int) -> int:
     return way or 0
 
 
-def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int | None:
+def _goes(v: Value, on: Value, defs: Mapping[Value, Op], unknown: Collection[Value] | None = None, fuel: int = 24) -> int | None:
     """Whether a number grows with another one (1), falls (-1), or neither (0, where only conditions hang on it too); None if that cannot be
-    said."""
+    said. unknown: nothing is said of these; without them an estimate will do, to which numbers that divide are positive and what
+    conditions decide is no step."""
     op = defs.get(v)
+    if unknown is not None and (v in unknown or (op is not None and op.regions)):
+        return None
     if v is on or op is None or not isinstance(v.type, Scalar):
         return int(v is on)
     if fuel == 0:
         return None
-    of = [_goes(o, on, defs, fuel - 1) for o in op.operands]
+    of = [_goes(o, on, defs, unknown, fuel - 1) for o in op.operands]
     if not any(x != 0 for x in of):
         return 0
     if op.kind == "select":
-        return _together(of[1:])
+        return _together(of[1:]) if unknown is None or of[0] == 0 else None
+    if op.kind == "floordiv" and unknown is not None:
+        by = defs.get(op.operands[1])
+        return of[0] if by is not None and (by.kind == "size" or (by.kind == "const" and by["value"] > 0)) else None
     if op.kind == "narrow":  # what holds for all rows
         return of[0]
     if op.kind in ("sub", "neg"):

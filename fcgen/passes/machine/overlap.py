@@ -36,14 +36,14 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
         return kernel
     room = limit_of(kernel, target) - OTHERS
-    return map_bodies(kernel, lambda body: _block(body, room)[0])
+    return map_bodies(kernel, lambda body: _block(body, room, {r: o for o in walk(body) for r in o.results})[0])
 
 
 @dataclass
 class _Flight:
     """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
-    completion. cursors: where a loop's body begins, and behind the loop, the positions of the slots that a product of the iteration before
-    reads."""
+    completion. cursors: the positions of those slots; where a loop's body begins, and behind the loop, of those that a product of the
+    iteration before reads."""
 
     settle: Op
     reads: set[Value]
@@ -56,8 +56,9 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block, room: int, entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
-    """entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of products from in front of a loop,
+def _block(block: Block, room: int, made: Mapping[Value, Op], entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
+    """made: the ops of the role. entering: what a loop's body finds in flight, and waits for before it issues anything
+    (C7514: of products from in front of a loop,
     or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as many in flight that nothing but
     its next iteration reads, if those are the last that it issues. Returns what is in flight behind the block."""
     out: list[Op] = []
@@ -92,7 +93,8 @@ def _block(block: Block, room: int, entering: list[_Flight] | None = None) -> tu
             reads = {v for v in wgmma.operands if isinstance(v.type, Buffer)}
             before = added or _Flight(op, set(), 0)
             settle = replace(op, operands=(*op.operands, *before.settle.operands[1:])) if added is not None else op
-            flying.append(_Flight(settle, reads | before.reads, before.groups + 1, before.then))
+            cursors = frozenset(c for v in reads if (c := position(v, made)) is not None)
+            flying.append(_Flight(settle, reads | before.reads, before.groups + 1, before.then, cursors | before.cursors))
             added = None
             continue
         if op.kind == "wgmma_fence":
@@ -108,16 +110,16 @@ def _block(block: Block, room: int, entering: list[_Flight] | None = None) -> tu
         if in_flight is not None:
             out += in_flight
             continue
-        if op.kind == "for" and (across := _across(op, flying, readers, room)) is not None:
+        if op.kind == "for" and (across := _across(op, flying, readers, room, made)) is not None:
             loop, left = across
             land(len(flying) - len(left))
             out.append(loop)
             flying = left
             continue
         if op.regions:
-            op = op.within(lambda r: _block(r, room)[0])
+            op = op.within(lambda r: _block(r, room, made)[0])
         if flying and op.kind in RELEASES:
-            owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
+            owner = next((f for f in reversed(flying) if _frees(op, f)), None)
             if owner is not None:
                 owner.then.append(op)
                 continue
@@ -160,7 +162,8 @@ def _only(f: _Flight, reader: Op, readers: Mapping[Value, list[Op]]) -> bool:
     return not f.then and f.groups == 1 and len(f.settle.operands) == 1 and readers[f.settle.result] == [reader]
 
 
-def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int) -> tuple[Op, list[_Flight]] | None:
+def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int,
+            made: Mapping[Value, Op]) -> tuple[Op, list[_Flight]] | None:
     """A loop that takes over the last products in flight and carries those that its iterations issue for the next one, and what is in
     flight behind it."""
     body, ends = loop.regions[0], {r for o in loop.regions[0].ops if o.kind == "settle" for r in o.results}
@@ -174,14 +177,13 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
     pending = lambda v: Value(Pending(v.type), v.name)
     args = {n: pending(body.args[1 + n]) for n in at}
     settle = lambda v, of, *cursors: _Flight(Op("settle", (of,), (v,), {"groups": 0}, (), loop.loc), set(), 1, [], frozenset(cursors))
-    made = {r: o for o in body.ops for r in o.results}
     found = [[position(v, made) for v in made[made[body.yielded[n]].operands[0]].operands if isinstance(v.type, Buffer)] for n in at]
     slots = [[c for c in cursors if c is not None and c not in body.args] for cursors in found]
     if any(c not in body.yielded for cursors in slots for c in cursors):
         return None
     at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
     mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
-    inner, left = _block(body, room, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
+    inner, left = _block(body, room, made, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}
@@ -192,13 +194,10 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
             [settle(loop.results[n], results[n], *cursors) for n, cursors in zip(at, behind)])
 
 
-def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
+def _frees(op: Op, f: _Flight) -> bool:
     """Whether an arrival (or the step after it) is for a slot that the product reads."""
     cursor = op.operands[-1]
-    if cursor in f.cursors or any(cursor in o.operands for o in f.then):
-        return True
-    made = {r: o for o in out for r in o.results}
-    return any(position(v, made) is cursor for v in f.reads)
+    return cursor in f.cursors or any(cursor in o.operands for o in f.then)
 
 
 def _for_product(wait: Op, block: Block) -> bool:
