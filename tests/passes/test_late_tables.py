@@ -58,19 +58,6 @@ def test_a_slot_that_was_filled_in_front_of_a_branch_is_freed_behind_its_last_pr
     p.simulate(Q=q, K=k, V=v, table=table, lens=lens, group=9)
 
 
-def test_what_is_not_loaded_ahead_beside_others_is_told() -> None:
-    told = dict(compiled(carried=True, late=()).machine.meta.get("remarks", ()))
-    assert "%v_tile is loaded where it is used" in told["stages"]
-    assert "stages" not in dict(compiled(late=()).machine.meta.get("remarks", ()))
-
-
-@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
-def test_rows_that_a_scalar_counts_are_not_thousands(target) -> None:
-    of = lambda **sizes: dict(fc.schedule_for(paged, target, T=fc.f16, D=64, S=16, **sizes).tiles)["BH"]
-    assert 16 == of(group=4) <= of() <= 64 < of(group=4096)
-
-
-@pytest.mark.parametrize("sizes", [{"group": 0}, {"group": 1.5}, {"group": True}])
-def test_counts_are_checked(sizes) -> None:
-    with pytest.raises(fc.FcError, match="no such size"):
-        fc.schedule_for(paged, "sm_89", T=fc.f16, D=64, S=16, **sizes)
+def test_a_product_of_a_tile_that_its_own_iteration_loads_is_not_issued_ahead() -> None:
+    with pytest.raises(fc.FcError, match="compile/schedule"):
+        compiled(late=(), early="s", stages=1, split="branch", tiles={"BH": 64, "BN": 96}, epilogue="tma").machine  # noqa: B018

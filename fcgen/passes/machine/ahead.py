@@ -68,7 +68,7 @@ class _Early:
         body = loop.regions[0]
         ops, defs = body.ops[:-1], body.made
         found: set[Op] = set()
-        filled = {o.operands[1] for o in walk(body) if o.kind in WRITES and isinstance(o.operands[1].type, Buffer)}
+        filled = {v for o in walk(body) if o.kind in WRITES for v in o.operands if isinstance(v.type, Buffer)}
         filled |= {o.operands[0] for v, o in defs.items() if v in filled and o.kind == "slot"}
         only: set[Op] = set()  # those that no later op runs again
         made: list[Value] = []

@@ -12,6 +12,7 @@ for everything in flight before ordinary instructions read what a product of the
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -42,8 +43,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass
 class _Flight:
     """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
-    completion. cursors: the positions of those slots; where a loop's body begins, and behind the loop, of those that a product of the
-    iteration before reads."""
+    completion. cursors: where a loop's body begins, and behind the loop, the positions of the slots that a product of the iteration before
+    reads."""
 
     settle: Op
     reads: set[Value]
@@ -56,11 +57,11 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block, room: int, made: Mapping[Value, Op], entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
-    """made: the ops of the role. entering: what a loop's body finds in flight, and waits for before it issues anything
-    (C7514: of products from in front of a loop,
-    or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as many in flight that nothing but
-    its next iteration reads, if those are the last that it issues. Returns what is in flight behind the block."""
+def _block(block: Block, room: int, role: dict[Value, Op], entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
+    """role: all of its ops, by result. entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
+    products from in front of a loop, or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as
+    many in flight that nothing but its next iteration reads, if those are the last that it issues. Returns what is in flight behind the
+    block."""
     out: list[Op] = []
     flying: list[_Flight] = list(entering or ())
     arrived = tuple(flying)
@@ -93,8 +94,7 @@ def _block(block: Block, room: int, made: Mapping[Value, Op], entering: list[_Fl
             reads = {v for v in wgmma.operands if isinstance(v.type, Buffer)}
             before = added or _Flight(op, set(), 0)
             settle = replace(op, operands=(*op.operands, *before.settle.operands[1:])) if added is not None else op
-            cursors = frozenset(c for v in reads if (c := position(v, made)) is not None)
-            flying.append(_Flight(settle, reads | before.reads, before.groups + 1, before.then, cursors | before.cursors))
+            flying.append(_Flight(settle, reads | before.reads, before.groups + 1, before.then))
             added = None
             continue
         if op.kind == "wgmma_fence":
@@ -110,16 +110,16 @@ def _block(block: Block, room: int, made: Mapping[Value, Op], entering: list[_Fl
         if in_flight is not None:
             out += in_flight
             continue
-        if op.kind == "for" and (across := _across(op, flying, readers, room, made)) is not None:
+        if op.kind == "for" and (across := _across(op, flying, readers, room, role)) is not None:
             loop, left = across
             land(len(flying) - len(left))
             out.append(loop)
             flying = left
             continue
         if op.regions:
-            op = op.within(lambda r: _block(r, room, made)[0])
+            op = op.within(lambda r: _block(r, room, role)[0])
         if flying and op.kind in RELEASES:
-            owner = next((f for f in reversed(flying) if _frees(op, f)), None)
+            owner = next((f for f in reversed(flying) if _frees(op, f, role, out)), None)
             if owner is not None:
                 owner.then.append(op)
                 continue
@@ -163,7 +163,7 @@ def _only(f: _Flight, reader: Op, readers: Mapping[Value, list[Op]]) -> bool:
 
 
 def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int,
-            made: Mapping[Value, Op]) -> tuple[Op, list[_Flight]] | None:
+            role: dict[Value, Op]) -> tuple[Op, list[_Flight]] | None:
     """A loop that takes over the last products in flight and carries those that its iterations issue for the next one, and what is in
     flight behind it."""
     body, ends = loop.regions[0], {r for o in loop.regions[0].ops if o.kind == "settle" for r in o.results}
@@ -177,13 +177,14 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
     pending = lambda v: Value(Pending(v.type), v.name)
     args = {n: pending(body.args[1 + n]) for n in at}
     settle = lambda v, of, *cursors: _Flight(Op("settle", (of,), (v,), {"groups": 0}, (), loop.loc), set(), 1, [], frozenset(cursors))
+    made = {r: o for o in body.ops for r in o.results}
     found = [[position(v, made) for v in made[made[body.yielded[n]].operands[0]].operands if isinstance(v.type, Buffer)] for n in at]
     slots = [[c for c in cursors if c is not None and c not in body.args] for cursors in found]
     if any(c not in body.yielded for cursors in slots for c in cursors):
         return None
     at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
     mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
-    inner, left = _block(body, room, made, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
+    inner, left = _block(body, room, role, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}
@@ -194,10 +195,13 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
             [settle(loop.results[n], results[n], *cursors) for n, cursors in zip(at, behind)])
 
 
-def _frees(op: Op, f: _Flight) -> bool:
+def _frees(op: Op, f: _Flight, role: dict[Value, Op], out: list[Op]) -> bool:
     """Whether an arrival (or the step after it) is for a slot that the product reads."""
     cursor = op.operands[-1]
-    return cursor in f.cursors or any(cursor in o.operands for o in f.then)
+    if cursor in f.cursors or any(cursor in o.operands for o in f.then):
+        return True
+    made = ChainMap({r: o for o in out for r in o.results}, role)  # a slot may be of what stands in front of a branch
+    return any(position(v, made) is cursor for v in f.reads)
 
 
 def _for_product(wait: Op, block: Block) -> bool:
