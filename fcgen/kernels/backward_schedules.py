@@ -68,7 +68,7 @@ _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, *
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
 #: where they do not, but a function says which scores count: most tiles of rows need no mask
-_MASKED = {128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
+_MASKED: dict[int, tuple[Schedule, ...]] = {64: (), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
 _KEYS = {64: (_hopper(96, 128, 2, _TWO, rolling="dv"), _hopper(96, 128, 2, _TWO, early="s", rolling="dv"),

@@ -81,3 +81,8 @@ def test_shipped_schedules_that_add_in_turn(head, mask):
     assert np.array_equal(got["Turns"], np.broadcast_to(turns, got["Turns"].shape))
     spilled = program.resources.spill_stores
     assert takes_turns(head, False, False) and (spilled is None or spilled <= FEW_BYTES)
+
+
+@pytest.mark.parametrize("head, rows", [(40, 128), (64, 128), (96, 64), (128, 64)])
+def test_masks_that_functions_say_take_the_tiles_of_their_head_size(head, rows):
+    assert dict(candidates("backward", "sm_90a", head, masked=True)[0].tiles)["BLOCK_M"] == rows
