@@ -231,7 +231,7 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     sinks = {} if sink is None else {"sink": sink}
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
     adds = for_q and every and not two
-    more = {"grouped": grouped, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
+    more = {"grouped": grouped, "dS": None, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
     turns = turns and adds
     of_keys = call.specs.in_turn if turns and call.specs.in_turn is not None else call.specs.keys
     keys = _ready(of_keys, arch, {**facts, **more}, functions, held) if every else None
