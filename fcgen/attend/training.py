@@ -41,8 +41,8 @@ FEW = 4
 
 class Specs(NamedTuple):
     """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone; of q's sums, which
-    the first one has cleared; of keys that adds them up in turn; of keys, leaving gradients of scores, and of q, of those. Where there is `after`, what
-    is of q alone makes what the first one does."""
+    the first one has cleared; of keys that adds them up in turn; of keys, leaving gradients of scores, and of q, of those. Where there is
+    `after`, what is of q alone makes what the first one does."""
 
     before: Spec
     keys: Spec
@@ -207,7 +207,7 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
     uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
     head, grouped, plain = max(q.shape[-1], v.shape[-1]), q.shape[call.heads] != k.shape[call.heads], call.given == PLAIN
-    ordered, way = in_order.get() or torch.are_deterministic_algorithms_enabled(), Way.ADDS
+    ordered, way, room = in_order.get() or torch.are_deterministic_algorithms_enabled(), Way.ADDS, 0
     if call.arch.endswith("a") and lines:
         room = scores.room(like.device) if call.specs.queries is not None and for_q and for_k else 0
         way = ways(head, uneven, grouped, rows, ordered, plain and call.specs.in_turn is not None,
@@ -215,10 +215,11 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     elif ordered:
         way = Way.ROWS
     few = not plain and call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
-    make = functools.partial(_plan, call, like, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k, held, few)
+    make = functools.partial(_plan, call, like, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k, held, few, room)
     if not plain:
         return make()
-    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k)
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k,
+           room)
     return kept_in(_plans, 1024, key, make)
 
 
@@ -232,8 +233,8 @@ def _few(given: Functions, scores: int) -> bool:
 
 
 def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way: Way, grouped: bool, for_q: bool,
-          for_k: bool, held: list[Any], few: bool) -> Plan:
-    """lines: bulk copies can move q, k and v. grouped: heads of keys are shared. few: as `_few` says."""
+          for_k: bool, held: list[Any], few: bool, room: int) -> Plan:
+    """lines: bulk copies can move q, k and v. grouped: heads of keys are shared. few: as `_few` says. room: as Plan has it."""
     common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
     arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
@@ -264,7 +265,7 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way:
     for part in (keys, rows and rows[0], first and first[0], after, queries):  # the backward pass will ask for them
         if part is not None and isinstance(part.make, functools.partial):
             _begun(*part.make.args)
-    return Plan(way, first, rows, keys, after, queries, whole, [], scores.room(like.device) if queries is not None else 0)
+    return Plan(way, first, rows, keys, after, queries, whole, [], room)
 
 
 def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Pair:

@@ -136,8 +136,8 @@ def last_seen(mask: str, rows: Any, M: Any, N: Any) -> Any:
     return fc.minimum(N - 1, rows.start + (rows.size - 1) + (N - M if mask == "causal_bottom_right" else 0))
 
 
-def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any, positive: bool,
-            mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
+def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any,
+            positive: bool, mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
     """The body of `backward`, `backward_in_turn` and `backward_scores`."""
     if positive:
         fc.positive(scale)
@@ -156,7 +156,7 @@ def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ:
             turn = None
             if Turns is not None:
                 turn = Turns[b, h, rows.start], last_seen(mask, rows, Q.M, K.N) // cols.size - cols.start // cols.size
-            mine = Rows(*[t[b, h, rows] for t in (Q, dO, LSE2, Delta)], None if dS is None else dS[b, h, cols, rows],
+            mine = Rows(Q[b, h, rows], dO[b, h, rows], LSE2[b, h, rows], Delta[b, h, rows], None if dS is None else dS[b, h, cols, rows],
                         None if dQ is None else dQ[b, h, rows], turn)
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 

@@ -151,16 +151,16 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
 
 
 class Way(Enum):
-    """How dQ comes about: by adds of the pass over keys, in any order or by turns; by a pass of its own that makes scores again; as a product
-    of gradients of scores that the pass over keys has left in memory."""
+    """How dQ comes about: by adds of the pass over keys, in any order or by turns; by a pass of its own that makes scores again; as a
+    product of gradients of scores that the pass over keys has left in memory."""
 
     ADDS, TURNS, ROWS, SCORES = "adds", "turns", "rows", "scores"
 
 
 def ways(head: int, uneven: bool, grouped: bool, rows: int, in_order: bool, turns: bool, room: bool) -> Way:
     """Where there is wgmma. in_order: the same bits each time. turns: adds can have them. room: there is memory for gradients of scores,
-    which saves two products of seven (H200, D=256, 4k: 2.3 ms for 2.9), or adds where they come to much: writing and reading them is 2 bytes
-    a score, adding up 4 D / 128 (D=128, full, 4k: 1.05 of the usual pass, 1.17 by turns; causal, 1k: 0.93; D=64: 1.29)."""
+    which saves two products of seven (H200, D=256, 4k: 2.3 ms for 2.9) or adds; they are 4 bytes of traffic a score (D=128, full, 4k: 1.05
+    of the usual pass, 1.17 by turns; causal, 1k: 0.93; D=64: 1.29)."""
     few = uneven and rows <= FEW_ROWS
     if room and (head > ADDS_UP_TO or (head > 64 and (in_order or few))):
         return Way.SCORES
