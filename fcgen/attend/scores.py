@@ -14,6 +14,7 @@ import torch
 
 from ..errors import FcError
 from ..ir.types import DTYPES
+from ..runtime import driver
 
 if TYPE_CHECKING:
     from .training import Ready
@@ -28,7 +29,7 @@ def room(device: int) -> int:
     """Bytes: $FCGEN_WORKSPACE MiB, or a share of the device's memory."""
     told = os.environ.get("FCGEN_WORKSPACE")
     if not told:
-        return int(torch.cuda.get_device_properties(device).total_memory) // SHARE
+        return driver.device_info(device).memory_bytes // SHARE
     if not told.isdecimal():
         raise FcError("call/argument", "FCGEN_WORKSPACE is no number of MiB", expected="for example 512, or 0: scores are computed again",
                       got=repr(told))
