@@ -333,7 +333,8 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     possible: Program | None = None
     for to, schedule in listed:
         try:
-            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions, **turned(schedule))
+            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions,
+                                   **(turned(schedule) if any(p.name == "turned" for p in spec.signature.params) else {}))
             if _fits(program.first if isinstance(program, Captured) else program):
                 return program  # type: ignore[no-any-return]
             possible = possible or program
