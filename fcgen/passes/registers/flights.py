@@ -42,8 +42,10 @@ def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
 
 def find_twins(homes: Homes, stored: set[Value]) -> dict[Value, Value]:
     """Loaded tile at home in registers -> the tile of another copy of its load, which products read as it is stored."""
-    of = {o["site"]: o.result for o, _ in _loads(homes.kernel.body, None) if o.result in stored}
-    return {o.result: of[o["site"]] for o, _ in _loads(homes.kernel.body, None) if o["site"] in of and o.result not in stored}
+    loads = [o for o, _ in _loads(homes.kernel.body, None)]
+    as_stored = {(o["site"], o.result.type): o.result for o in loads if o.result in stored}
+    found = {o.result: as_stored.get((o["site"], o.result.type)) for o in loads if o.result not in stored}
+    return {v: twin for v, twin in found.items() if twin is not None}
 
 
 def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
