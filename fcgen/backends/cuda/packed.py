@@ -2,8 +2,8 @@
 
 Sums, differences and products of halves are what the same in floats would be, rounded once: 24 bits hold twice the 11 of a half and two
 more, so rounding twice is rounding once. A product that is added to something is rounded once with it, as that of floats is. Bits of bytes
-are those of a word, but for what a shift moves past a byte's end. A choice between elements of any kind is one between their bits. What a register does not hold as it is wanted, or no function takes
-packed, is computed one by one and packed.
+are those of a word, but for what a shift moves past a byte's end. A choice between elements of any kind is one between their bits. What a
+register does not hold as it is wanted, or no function takes packed, is computed one by one and packed.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class Words:
         word = binary("^", bytes_of(src), _word(128, u8)) if src.type.dtype == i8 else bytes_of(src)
         x = call(em.fn("spread_bytes"), word, second)
         x = x if kept == 255 else binary("&", x, X(f"0x{0x64006400 | kept << 16 | kept:08x}u"))
-        return call(em.fn("fma_f16x2"), x, _word(2.0**-right, f16), _word(offset, f16)) if right else call(em.fn("add_f16x2"), x, _word(offset, f16))
+        added = _word(offset, f16)
+        return call(em.fn("fma_f16x2"), x, _word(2.0**-right, f16), added) if right else call(em.fn("add_f16x2"), x, added)
 
     def bits(self, v: Value) -> tuple[Value, int, int]:
         """(a tile of bytes, which of its bits are kept, by how many they are shifted to the right) that make v."""
