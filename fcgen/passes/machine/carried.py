@@ -18,6 +18,7 @@ from ...ir.registers import frag_words, least
 from ...ir.rewrite import Builder, branch
 from ...ir.rings import position
 from ...ir.types import Buffer, Pending
+from ..facts.common import effect
 
 #: registers that ptxas wants besides accumulators, both iterations' left operands and what these are made of: of fewer it spills some, or
 #: serialises the products (C7512)
@@ -46,7 +47,7 @@ def carried(loop: Op, room: int) -> list[Op] | None:
 def _find(loop: Op, room: int) -> _Products | None:
     body = loop.regions[0]
     settles = {o.result: o for o in body.ops if o.kind == "settle"}
-    if not settles or loop.get("unroll") or any(o.regions or o.kind == "turn" for o in body.ops):
+    if not settles or loop.get("unroll") or any((o.regions and effect(o) != "none") or o.kind == "turn" for o in body.ops):
         return None
     readers, carried_values = uses(body), body.args[1:]
     made = body.made
