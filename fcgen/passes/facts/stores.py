@@ -13,8 +13,10 @@ from ...ir.alignment import WIDEST, demands, promised
 from ...ir.core import Kernel, Op, Value, made_within, walk, walk_kernel
 from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
+from ...ir.lifetimes import WRITES
 from ...ir.moves import matrix_blocks
 from ...ir.named_barriers import WARPGROUP
+from ...ir.rings import ring_of
 from ...ir.store_ops import MOST_AXES, part_shape, refusal
 from ...ir.target import Target
 from ...ir.types import Buffer, Tensor
@@ -32,8 +34,9 @@ class Staging:
     across: bool
 
 
-def staging(op: Op, warps: int, target: Target) -> Staging:
-    """For a store of a fragment of two axes. Raises FcError where the target, or the tensor map, cannot do it."""
+def staging(op: Op, warps: int, target: Target, lies: Buffer | None = None) -> Staging:
+    """For a store of a fragment of two axes. lies: how it lies in shared memory for others, who meet at a barrier of all warps, so that one
+    thread may store all of it from there, if that can be. Raises FcError where the target, or the tensor map, cannot do it."""
     tensor, frag = op.operands[0], op.operands[1].type
     assert isinstance(tensor.type, Tensor)
     if "tma_store_2d" not in target.instrs:
@@ -41,6 +44,8 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
+    if lies is not None and not lies.layout.pad and not op.get("turn") and refusal(Access.of(op), lies, lies.shape[0]) is None:
+        return Staging(lies, 1, False)
     groups = max(1, warps // WARPGROUP)  # the smallest part that has a barrier of its own
     axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
     parts, across = 1 if axis is None else groups, axis == 1
@@ -95,6 +100,17 @@ def is_box(store: Op) -> bool:
     """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
     access = Access.of(store)
     return len(access.shape) == 2 and not access.listed and not access.scattered
+
+
+def stored_alone(kernel: Kernel) -> set[Value]:
+    """The staged tiles that nothing but bulk stores reads."""
+    made = {v: o for o in walk_kernel(kernel) for v in o.results if o.kind == "slot"}
+    readers: dict[Value, set[str]] = {}
+    for o in walk_kernel(kernel):
+        for v in o.operands if o.kind not in WRITES | {"slot"} else ():
+            if isinstance(v.type, Buffer):
+                readers.setdefault(ring_of(v, made), set()).add(o.kind)
+    return {v for v, kinds in readers.items() if kinds == {"tma_store"}}
 
 
 def out_of_turn(op: Op) -> FcError:

@@ -109,7 +109,7 @@ class _Sync:
         self.lone = lone
         ops = tuple(walk(role.body))
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
-        self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
+        self.parts: dict[Value, int] = {self.place(o.operands[-1])[0]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: position in a channel -> the rings whose slots are found with it
@@ -173,7 +173,7 @@ class _Sync:
         plain = accesses - copies
         read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
         state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
-        if any(a.ring in self.parts for a in plain):
+        if any(a.ring in self.parts and a.ring not in self.products for a in plain):
             out.append(Op("proxy_fence", loc=op.loc))
             state = replace(state, read=frozenset())
         return state
