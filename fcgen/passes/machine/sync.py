@@ -107,6 +107,8 @@ class _Sync:
         """lone: the role is one thread."""
         self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, role.warps, definitions(role.body), shared, freed
         self.lone = lone
+        #: op -> writes that come later, for which bulk stores are waited for in front of its barrier
+        self.early: dict[Op, list[Touch]] = {}
         ops = tuple(walk(role.body))
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {self.place(o.operands[-1])[0]: o["parts"] for o in ops if o.kind == "tma_store"}
@@ -125,6 +127,7 @@ class _Sync:
     def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
         out: list[Op] = []
         for n, op in enumerate(ops):
+            state = self.read(self.early.get(op, []), state, out, op)
             if op.kind in ("for", "while"):
                 state = self.loop(op, state, out)
             elif op.kind == "if":
@@ -211,6 +214,10 @@ class _Sync:
             if not self.lone:
                 out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
+        return self.read(accesses, state, out, op)
+
+    def read(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
+        """Wait until bulk stores have read what is written here."""
         n = self.newest(state.bulk, accesses)
         if n is None:
             return state
@@ -253,6 +260,8 @@ class _Sync:
                     out.append(Op("proxy_fence", loc=op.loc))
                 out.append(Op("barrier", loc=op.loc))
                 state, (body, back) = cleared, fewer
+        if op.kind == "for":
+            body, back = self.waiting_early(op, state, next_iteration, body, back)
         if _common_barrier(body):
             if op.kind == "for" and not self.per_warp.isdisjoint(op.operands[:2]):
                 raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
@@ -262,6 +271,25 @@ class _Sync:
                               hint="Schedule(tokens=False), or what goes through shared memory stays in registers")
         out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
         return state.join(back)
+
+    def waiting_early(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch], body: list[Op],
+                      back: _State) -> tuple[list[Op], _State]:
+        """The same, where waits for bulk stores that have a barrier of their own stand in front of one that is there anyway: the last one
+        before the write that they are for, in its iteration or the one before."""
+        barriers = [n for n, o in enumerate(body) if o.kind == "barrier"]
+        for n in barriers:
+            if body[n - 1].kind != "bulk_wait" or not body[n - 1]["read"]:
+                continue
+            writes = self.accesses(body[n + 1])
+            places = [(m, writes) for m in reversed(barriers) if m < n][:1]
+            places += [(m, [a.shifted(1) for a in writes]) for m in barriers[-1:] if m > n]
+            for m, accesses in places:
+                self.early[body[m + 1]] = accesses
+                fewer = self.settled(op, state, next_iteration)
+                if sum(o.kind == "barrier" for o in fewer[0]) < len(barriers):
+                    return self.waiting_early(op, state, next_iteration, *fewer)
+                del self.early[body[m + 1]]
+        return body, back
 
     def settled(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch]) -> tuple[list[Op], _State]:
         """The body for any iteration, where `state` is in front of the first, and the state behind one as the next sees it."""
