@@ -69,7 +69,8 @@ class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
     oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
     is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read, by group, oldest
-    first: a barrier before their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
+    first: a barrier before their `settle` orders nothing. Since the last proxy fence: read: rings that plain loads have read from; fresh:
+    whether plain stores have written."""
 
     seen: frozenset[Touch]
     lane: frozenset[Touch]
@@ -79,6 +80,7 @@ class _State:
     sent: frozenset[tuple[Value, bool]] = frozenset()
     flying: tuple[frozenset[Touch], ...] = ()
     read: frozenset[Value] = frozenset()
+    fresh: bool = False
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
@@ -89,7 +91,12 @@ class _State:
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
                       both(self.bulk, other.bulk), self.sent | other.sent, both(self.flying, other.flying),
-                      self.read | other.read).trim()
+                      self.read | other.read, self.fresh or other.fresh).trim()
+
+    def fenced(self, out: list[Op], op: Op) -> _State:
+        """With a proxy fence in front of an op, or behind it."""
+        out.append(Op("proxy_fence", loc=op.loc))
+        return replace(self, read=frozenset(), fresh=False)
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
@@ -149,7 +156,7 @@ class _Sync:
         if op.kind == "barrier":
             return replace(state, seen=frozenset(), lane=frozenset())
         if op.kind == "proxy_fence":
-            return replace(state, read=frozenset())
+            return replace(state, read=frozenset(), fresh=False)
         if op.kind == "commit_group":
             return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
         mine = lambda a: a.ring in self.slots.get(op.operands[1], ()) and a.area[-1] == op.get("part")
@@ -158,8 +165,7 @@ class _Sync:
             out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
             state = replace(state, bulk=state.bulk[len(state.bulk) - n:])
         if state.read & self.freed.get(op.operands[0], set()):
-            out.append(Op("proxy_fence", loc=op.loc))
-            return replace(state, read=frozenset())
+            return state.fenced(out, op)
         return state
 
     def access(self, op: Op, state: _State, out: list[Op], by: Op) -> _State:
@@ -175,10 +181,10 @@ class _Sync:
         copies = frozenset(a for a in accesses if a.copy)
         plain = accesses - copies
         read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
-        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
-        if any(a.ring in self.parts and a.ring not in self.products for a in plain):
-            out.append(Op("proxy_fence", loc=op.loc))
-            state = replace(state, read=frozenset())
+        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read,
+                        fresh=state.fresh or any(a.write for a in plain))
+        if any(a.ring in self.parts for a in plain):
+            state = state.fenced(out, op)
         return state
 
     def before(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
@@ -197,9 +203,8 @@ class _Sync:
             others = lambda past: frozenset(a for a in past if self.parts.get(a.ring) != parts)
             return replace(state, seen=others(state.seen), lane=others(state.lane))
         if wait is not None or self.meet(state.seen, accesses, "block"):
-            if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
-                out.append(Op("proxy_fence", loc=op.loc))
-                state = replace(state, read=frozenset())
+            if (state.fresh or wait is not None) and (op.kind == "wgmma_fence" or self.for_products(state)):
+                state = state.fenced(out, op)
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())
         if self.meet(state.lane, accesses, "warp"):
@@ -231,6 +236,10 @@ class _Sync:
         meets = lambda group: any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses)
         return next((n for n, group in enumerate(reversed(groups)) if meets(group)), None)
 
+    def for_products(self, state: _State) -> bool:
+        """Whether matrix instructions may read what has been stored."""
+        return any(a.write and a.ring in self.products for a in state.seen)
+
     def of_parts(self, past: frozenset[Touch], accesses: list[Touch]) -> int:
         """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
         needed, or none."""
@@ -256,8 +265,8 @@ class _Sync:
             cleared = replace(state, seen=frozenset(), lane=frozenset())
             fewer = self.settled(op, cleared, next_iteration)
             if _barriers(fewer[0]) < _barriers(body):
-                if any(a.write and a.ring in self.products for a in state.seen):
-                    out.append(Op("proxy_fence", loc=op.loc))
+                if self.for_products(state):
+                    state.fenced(out, op)
                 out.append(Op("barrier", loc=op.loc))
                 state, (body, back) = cleared, fewer
         if op.kind == "for":
