@@ -22,12 +22,13 @@ from .alloc import offsets_of, side_by_side
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for buffer in [b for b in kernel.buffers if isinstance(b.type, Buffer) and b.type.slots == 1]:
         bodies = _staged_in(buffer, kernel)
-        if not bodies or (schedule.sender and buffer in stored_alone(kernel)):
+        alone = buffer in stored_alone(kernel)
+        if not bodies or (alone and schedule.sender):
             continue
         after = _doubled(buffer, bodies, kernel)
         (shared, *_), (more, _, most) = offsets_of(kernel, target), offsets_of(after, target)
         enough = min(side_by_side(kernel, target), schedule.min_blocks)
-        if most <= target.smem_per_block and more <= shared and side_by_side(after, target) >= enough:
+        if most <= target.smem_per_block and more <= (min(shared, 1) if alone else shared) and side_by_side(after, target) >= enough:
             kernel = after
     return kernel
 
