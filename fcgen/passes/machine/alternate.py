@@ -26,11 +26,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         if not bodies or (alone and schedule.sender):
             continue
         after = _doubled(buffer, bodies, kernel)
-        (shared, *_), (more, _, most) = offsets_of(kernel, target), offsets_of(after, target)
+        (shared, *_), (more, _, most) = (offsets_of(_in_flight(k), target) for k in (kernel, after))
         enough = min(side_by_side(kernel, target), schedule.min_blocks)
         if most <= target.smem_per_block and more <= (min(shared, 1) if alone else shared) and side_by_side(after, target) >= enough:
             kernel = after
     return kernel
+
+
+def _in_flight(kernel: Kernel) -> Kernel:
+    """As `overlap` will leave it, for what has to lie side by side: products run beside what follows."""
+    late = lambda b: replace(b, ops=tuple(o.with_attrs(groups=1) if o.kind == "settle" else o.within(late) for o in b.ops))
+    return map_bodies(kernel, late)
 
 
 def _staged_in(buffer: Value, kernel: Kernel) -> list[Block]:
