@@ -20,15 +20,16 @@ from .alloc import offsets_of, side_by_side
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    for buffer in [b for b in kernel.buffers if isinstance(b.type, Buffer) and b.type.slots == 1]:
+    alone = stored_alone(kernel)
+    for buffer in sorted((b for b in kernel.buffers if isinstance(b.type, Buffer) and b.type.slots == 1), key=alone.__contains__):
         bodies = _staged_in(buffer, kernel)
-        alone = buffer in stored_alone(kernel)
-        if not bodies or (alone and schedule.sender):
+        if not bodies or (buffer in alone and schedule.sender):
             continue
         after = _doubled(buffer, bodies, kernel)
         (shared, *_), (more, _, most) = (offsets_of(_in_flight(k), target) for k in (kernel, after))
         enough = min(side_by_side(kernel, target), schedule.min_blocks)
-        if most <= target.smem_per_block and more <= (min(shared, 1) if alone else shared) and side_by_side(after, target) >= enough:
+        fits = most <= target.smem_per_block and more <= (min(shared, 1) if buffer in alone else shared)
+        if fits and side_by_side(after, target) >= enough:
             kernel = after
     return kernel
 
