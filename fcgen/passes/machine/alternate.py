@@ -2,7 +2,8 @@
 
 In: selected machine IR. Out: the same, where a buffer that a loop's body stores once and only its own products and bulk stores read has two
 slots, if as many blocks fit a multiprocessor as before. Warps then store the next tile while others still read this one, and one barrier an
-iteration, between the store and its readers, is enough. What bulk stores alone read is left to `sender`, if there is one. Guaranteed: nothing shares bytes with a bulk store for it that did not before.
+iteration, between the store and its readers, is enough. What bulk stores alone read is left to `sender`, if there is one.
+Guaranteed: nothing shares bytes with a bulk store for it that did not before.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _in_flight(kernel: Kernel) -> Kernel:
     """As `overlap` will leave it, for what has to lie side by side: products run beside what follows."""
-    late = lambda b: replace(b, ops=tuple(o.with_attrs(groups=1) if o.kind == "settle" else o.within(late) for o in b.ops))
-    return map_bodies(kernel, late)
+    def block(b: Block) -> Block:
+        return replace(b, ops=tuple(o.with_attrs(groups=1) if o.kind == "settle" else o.within(block) for o in b.ops))
+
+    return map_bodies(kernel, block)
 
 
 def _staged_in(buffer: Value, kernel: Kernel) -> list[Block]:
-    """The bodies of the loop, or of a chain's, that store the tile, all of it and first, and whose own products and bulk stores alone read it."""
+    """The bodies of the loop, or of a chain's, that store the tile, all of it and first, and alone read it, by products and bulk
+    stores."""
     loops = [o for o in walk_kernel(kernel) if o.kind == "for" and any(buffer in x.operands for x in o.regions[0].ops)]
     users = [[x for x in o.regions[0].ops if buffer in x.operands] for o in loops]
     every = [o for o in walk_kernel(kernel) if buffer in o.operands]

@@ -95,8 +95,8 @@ class _Selector:
         return {**attrs, "vec": 1} if self.schedule.copy == "scalar" else attrs
 
     def bulk_store(self, op: Op, b: Builder) -> None:
-        """From where the tile lies for other readers, or through a buffer of its own, from which one thread of each group of warps with rows
-        of their own starts a copy."""
+        """From where the tile lies for other readers, or through a buffer of its own, from which one thread of each group of warps with
+        rows of their own starts a copy."""
         frag = op.operands[1]
         buffer = self.tiles.get(frag)
         s = staging(op, self.warps, self.target, buffer.type if buffer is not None else None)

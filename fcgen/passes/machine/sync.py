@@ -38,7 +38,7 @@ from ...ir.named_barriers import is_one_thread
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
-from ..facts.stores import stored_apart
+from ..facts.stores import lie_apart, stored_apart
 from . import gather
 from .accesses import READS, WHOLE, Touch, area_of, conflict
 
@@ -67,17 +67,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass(frozen=True)
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
-    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
-    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read, by group, oldest
-    first: a barrier before their `settle` orders nothing. Since the last proxy fence: read: rings that plain loads have read from; fresh:
-    whether plain stores have written."""
+    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: bulk stores
+    of this program that may not be complete, and whether they are of this iteration of the loops around. flying: what products in flight
+    may still read, by group, oldest first: a barrier before their `settle` orders nothing. Since the last proxy fence: read: rings that
+    plain loads have read from; fresh: whether plain stores have written."""
 
     seen: frozenset[Touch]
     lane: frozenset[Touch]
     groups: tuple[frozenset[Touch], ...]
     open: frozenset[Touch]
     bulk: tuple[frozenset[Touch], ...] = ()
-    sent: frozenset[tuple[Value, bool]] = frozenset()
+    sent: frozenset[tuple[Op, bool]] = frozenset()
     flying: tuple[frozenset[Touch], ...] = ()
     read: frozenset[Value] = frozenset()
     fresh: bool = False
@@ -114,6 +114,7 @@ class _Sync:
         """lone: the role is one thread."""
         self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, role.warps, definitions(role.body), shared, freed
         self.lone = lone
+        self.loops = {o.regions[0].args[0]: o for o in walk(role.body) if o.kind == "for"}
         #: op -> writes that come later, for which bulk stores are waited for in front of its barrier
         self.early: dict[Op, list[Touch]] = {}
         ops = tuple(walk(role.body))
@@ -175,7 +176,7 @@ class _Sync:
             return state
         out.append(op)
         if op.kind == "tma_store":
-            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {_target(op)})
+            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {(op, True)})
         if op.kind == "wgmma":
             state = replace(state, flying=(*state.flying, accesses)).trim()
         copies = frozenset(a for a in accesses if a.copy)
@@ -214,12 +215,18 @@ class _Sync:
 
     def bulk(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
         """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
-        if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
+        if op.kind == "tma_store" and any(self.may_meet(s, op) for s in state.sent):
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
             if not self.lone:
                 out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
         return self.read(accesses, state, out, op)
+
+    def may_meet(self, sent: tuple[Op, bool], op: Op) -> bool:
+        """Whether a bulk store that may be on its way writes where another one does, but for two that add."""
+        other, here = sent
+        return (other.operands[0] is op.operands[0] and not "add" == other.get("reduce") == op.get("reduce")
+                and not (here and lie_apart(other, op, self.loops, self.defs)))
 
     def read(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
         """Wait until bulk stores have read what is written here."""
@@ -302,14 +309,15 @@ class _Sync:
 
     def settled(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch]) -> tuple[list[Op], _State]:
         """The body for any iteration, where `state` is in front of the first, and the state behind one as the next sees it."""
-        entry = state
+        entry, inside = state, set(walk(op.regions[0]))
         for _ in range(8):
             body, after = self.ops(op.regions[0].ops, entry)
             back = after.map(next_iteration)
             if op.kind == "while":  # the next tile of the grid: programs write to places of their own
                 back = replace(back, sent=frozenset())
-            apart = stored_apart(op, self.defs) if not all(add for _, add in back.sent) else set()
-            joined = state.join(replace(back, sent=frozenset(s for s in back.sent if s[0] not in apart)))
+            apart = stored_apart(op, self.defs) if any(not o.get("reduce") for o, _ in back.sent) else set()
+            joined = state.join(replace(back, sent=frozenset((o, here and o not in inside) for o, here in back.sent
+                                                             if o.operands[0] not in apart)))
             if joined == entry:
                 return body, back
             entry = joined
@@ -377,10 +385,6 @@ def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
                 found = {ring for cursor, full, ring in filled if cursor is op.operands[1] and full is not op.operands[0]}
                 out[op.operands[0]] = out.get(op.operands[0], set()) | found
     return out
-
-
-def _target(op: Op) -> tuple[Value, bool]:
-    return op.operands[0], op.get("reduce") == "add"
 
 
 def _common_barrier(ops: Iterable[Op]) -> bool:
