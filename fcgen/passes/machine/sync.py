@@ -184,7 +184,7 @@ class _Sync:
         read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
         state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read,
                         fresh=state.fresh or any(a.write for a in plain))
-        if any(a.ring in self.parts for a in plain):
+        if any(a.write and a.ring in self.parts for a in plain):
             state = state.fenced(out, op)
         return state
 
