@@ -305,7 +305,7 @@ def _weaken_read_wait(kernel: Kernel) -> Iterator[Mutant]:
 def _late_read_wait(kernel: Kernel) -> Iterator[Mutant]:
     """The wait for a bulk store comes after the barrier that tells the other warps of it."""
     for block in _blocks(kernel):
-        for op, after in pairwise(block.ops):
+        for op, after in pairwise(o for o in block.ops if o.kind != "proxy_fence"):
             if op.kind == "bulk_wait" and after.kind == "barrier":
                 yield Mutant(_replace(kernel, {op: (), after: (after, op)}), op.loc, f"bulk_wait after barrier, {op.loc}", op)
 

@@ -48,6 +48,29 @@ def doubled(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[nam
     fc.store(C[rows, cols], acc)
 
 
+@fc.kernel
+def kept(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]", C: "out f32[N, K]"):  # type: ignore[name-defined]
+    """S = A B^T, C = S^T A: what is staged for a product is stored from where it lies."""
+    (cols,) = fc.grid(fc.tile(B.N, "BLOCK_N"))
+    b, acc = fc.load(B[cols, :]), fc.var(fc.zeros(cols, B.K))
+    for rows in fc.loop(fc.tile(A.M, "BLOCK_M")):
+        a = fc.load(A[rows, :])
+        s = fc.dot(a, b.T).to(A.dtype)
+        acc <<= acc + fc.dot(s.T, a)
+        fc.store(S[rows, cols], s)
+    fc.store(C[cols, :], acc)
+
+
+@fc.kernel
+def scores(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]"):  # type: ignore[name-defined]
+    """S = A B^T: tiles that a loop stages for nothing but their store."""
+    (cols,) = fc.grid(fc.tile(B.N, "BLOCK_N"))
+    b = fc.load(B[cols, :])
+    for rows in fc.loop(fc.tile(A.M, "BLOCK_M")):
+        s = fc.dot(fc.load(A[rows, :]), b.T)
+        fc.store(S[rows, cols], s.to(A.dtype))
+
+
 @dataclass(frozen=True)
 class Generated(Compiled):
     """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
@@ -84,6 +107,19 @@ def gemm(name: str, spec: Any, transposed: bool, scale: float, **fields: Any) ->
     return Generated(name, lambda: spec.compile(target="sm_90a", schedule=schedule, T=fc.f16), draw, (3, 1, 2, 4, 5))
 
 
+def rows(name: str, spec: Any, **fields: Any) -> Generated:
+    """A loop over rows, which stores a tile in each iteration."""
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, math="wgmma", copy="tma", epilogue="tma", stages=2, **fields)
+
+    def draw(seed: int, steps: int) -> Run:
+        rng = np.random.default_rng(seed)
+        a, b = ((rng.standard_normal((n, 64)) / 8).astype(np.float16) for n in (128 * steps - 5, 72))
+        s = a.astype(np.float64) @ b.astype(np.float64).T
+        return {"A": a, "B": b}, {"S": s, "C": s.T @ a.astype(np.float64)} if spec is kept else {"S": s}
+
+    return Generated(name, lambda: spec.compile(target="sm_90a", schedule=schedule, T=fc.f16, K=64), draw, (3, 5, 1, 2, 4))
+
+
 CASES = {c.name: c for c in (
     attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32, pdl=True),
     attention("programs", persistent="none", epilogue="smem", pdl=True),
@@ -93,4 +129,6 @@ CASES = {c.name: c for c in (
     gemm("made", halved, False, 0.5, makers=4, persistent="static", stages={"a": 4}),
     gemm("carried", product, True, 1.0, persistent="static"),
     gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
+    rows("kept", kept),
+    rows("in turn", scores, early="s"),
 )}

@@ -17,6 +17,7 @@ from ...errors import FcError
 from ...ir.core import Kernel, Value, walk_kernel
 from ...ir.lifetimes import meet, spans
 from ...ir.memory_map import told
+from ...ir.rings import ring_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor, Mbarrier
@@ -48,7 +49,8 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
             live[b] = ALWAYS if alone else span
     kept = [b for b in kernel.buffers if b in live]
     beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
-    sent = {op.operands[-1] for op in walk_kernel(kernel) if op.kind == "tma_store"}
+    made = {v: o for o in walk_kernel(kernel) for v in o.results if o.kind == "slot"}
+    sent = {ring_of(op.operands[-1], made) for op in walk_kernel(kernel) if op.kind == "tma_store"}
     rules = (lambda a, b: a in sent or b in sent, lambda a, b: (a in sent) != (b in sent), lambda a, b: False)
     tries = ((n, _offsets(kept, live, beside, apart)) for n, apart in enumerate(rules))
     shared, offsets = next(((n, at) for n, at in tries if _end(at) <= target.smem_per_block or n == len(rules) - 1))

@@ -16,7 +16,7 @@ from ...ir.core import Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.registers import frag_words, least
 from ...ir.rewrite import Builder, branch
-from ...ir.rings import position
+from ...ir.rings import position, ring_of
 from ...ir.types import Buffer, Pending
 from ..facts.common import effect
 
@@ -74,10 +74,9 @@ def _find(loop: Op, room: int) -> _Products | None:
     words, accs = sum(frag_words(v.type) for v in lefts), sum(frag_words(carried_values[n].type) for n in at)
     if lefts and max(least(body) + words, accs + 3 * words + APART) > room:
         return None
-    ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
-    read = set(map(ring, tiles))
-    if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
+    read = {ring_of(v, made) for v in tiles}
+    if any(o.kind in WRITES and read & {ring_of(v, made) for v in o.operands} for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
     rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
     arrivals, steps = [], []
