@@ -223,8 +223,8 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
           for_k: bool, held: list[Any], few: bool = False) -> Plan:
     """lines: bulk copies can move q, k and v. two: q's has a pass of its own. turns: it is added up in one order. grouped: heads of keys
     are shared. few: as `_few` says."""
-    common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
-    arch = call.arch if lines else common
+    own, dense = call.arch, call.specs is DENSE
+    arch = own if lines else target(own.rstrip("a")).arch
     score, keep, weigh, sink = call.given
     facts = {"T": DTYPES[like.dtype], "D": d, "E": e, **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
@@ -235,17 +235,17 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     turns = turns and adds
     of_keys = call.specs.in_turn if turns and call.specs.in_turn is not None else call.specs.keys
     keys = _ready(of_keys, arch, {**facts, **more}, functions, held) if every else None
-    whole = _ready(call.specs.before, common, {**facts, "Sums": None, "Turns": None}, sinks, held)
+    whole = _ready(call.specs.before, own, {**facts, "Sums": None, "Turns": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
     if adds or not for_q or not dense:
         clears = {} if adds and dense and not sinks else {"Sums": None}
         clears |= {} if turns else {"Turns": None}
-        first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
+        first = (whole, whole) if sinks else _pair(call.specs.before, own, {**facts, **clears}, {}, held)
     if for_q and not adds:
         unread = {} if every else {"Delta": None, "LSE2": None}
         rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
-    after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
+    after = _ready(call.specs.after, own, facts, {}, held) if adds and call.specs.after is not None else None
     for part in (keys, rows and rows[0], first and first[0], after):  # the backward pass will ask for them
         if part is not None and isinstance(part.make, functools.partial):
             _begun(*part.make.args)
