@@ -56,8 +56,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for role in kernel.roles:
         s = _Sync(offsets, role, shared, freed, len(kernel.roles) > 1 and is_one_thread(role))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
-        if state.bulk:
-            ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
+        if state.bulk:  # what they write is written by the end of the kernel, whether or not its threads are there
+            ops.append(Op("bulk_wait", attrs={"n": 0, "read": True}, loc=role.body.ops[-1].loc))
         if any(state.groups) or state.open:
             ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
         roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
