@@ -94,7 +94,7 @@ _SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(
 _SCORES_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"),)}
 #: of `backward_queries`
 _QUERIES = {128: (_hopper(192, 64, 3, 4), _hopper(256, 64, 2, 3), _hopper(128, 64, 2, 3)),
-            256: (_hopper(128, 64, 2, 3), _hopper(128, 64, 2, 3, epilogue="quad"), _hopper(128, 64, 2, 2))}
+            256: (_hopper(128, 64, 2, 3, persistent="dynamic"), _hopper(128, 64, 2, 3), _hopper(128, 64, 2, 3, epilogue="quad"))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
