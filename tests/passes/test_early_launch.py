@@ -13,8 +13,6 @@ from fcgen.errors import FcError
 from fcgen.ir.async_ops import reaches_tensors
 from fcgen.ir.core import Kernel, Op, walk
 from fcgen.kernels import attention as library
-from fcgen.kernels import backward
-from fcgen.kernels.backward_schedules import candidates
 from fcgen.sim.machine import simulate
 from tests.kernels.test_stores import product
 
@@ -73,38 +71,6 @@ def without(kernel: Kernel, role: int, kind: str) -> Kernel:
     body = roles[role].body
     roles[role] = replace(roles[role], body=replace(body, ops=tuple(o for o in body.ops if o.kind != kind)))
     return replace(kernel, roles=tuple(roles))
-
-
-#: a program of a backward pass -> what else it is compiled for, and its roles that touch tensors
-PASS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "rows_before": ({"dLSE": None}, {"main"}), "rows_after": ({}, {"main"}), "backward": ({"dS": None, "turned": True}, {"load", "main", "send"}),
-    "backward_in_turn": ({}, {"load", "main", "send"}), "backward_rows": ({"dLSE": None}, {"load", "main"})}
-
-
-@pytest.mark.parametrize("name", PASS)
-def test_each_program_of_a_backward_pass_waits_for_the_one_in_front(name: str) -> None:
-    spec, (more, touch) = getattr(backward, name), PASS[name]
-    sizes = {d: 64 for d in ("D", "E") if d in spec.signature.dims}
-    kernel = spec.compile(target="sm_90a", schedule=candidates(name, "sm_90a", 64)[0], check=False, T=fc.f16, **sizes, **more).machine
-    told = {r.name: top_level(r) for r in kernel.roles if top_level(r)}
-    assert set(told) == touch and all(ops[0] == "grid_wait" for ops in told.values())
-    assert sum(ops.count("launch_dependents") for ops in told.values()) == 1
-    assert not any(s.pdl for arch in ("sm_80", "sm_90") for s in candidates(name, arch, 64))
-
-
-@pytest.mark.parametrize("name", ["load", "main", "send"])
-def test_a_role_of_the_backward_pass_that_forgets_to_wait_is_reported(name: str) -> None:
-    more, _ = PASS["backward"]
-    schedule = candidates("backward", "sm_90a", 64)[0]
-    p = backward.backward.compile(target="sm_90a", schedule=schedule, check=False, T=fc.f16, D=64, E=64, **more)
-    rng = np.random.default_rng(0)
-    half = {n: rng.standard_normal((1, 1, 96, 64)).astype(np.float16) for n in ("Q", "K", "V", "dO")}
-    rows = {n: rng.standard_normal((1, 1, 96)).astype(np.float32) for n in ("LSE2", "Delta")}
-    arguments = {**half, **rows, "dQ": np.zeros((1, 1, 96, 64), np.float32), "scale": 0.125}
-    role = next(n for n, r in enumerate(p.machine.roles) if r.name == name)
-    for kernel, codes in ((p.machine, set()), (without(p.machine, role, "grid_wait"), {"sim/launch"})):
-        reports = simulate(kernel, arguments, p.target).reports
-        assert {r.code for r in reports} == codes and all(f"role {name}" in str(r) for r in reports)
 
 
 @pytest.mark.parametrize("role, op", [(0, "tma_load"), (1, "st_global")])
