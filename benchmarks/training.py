@@ -264,7 +264,8 @@ def compiled(job: tuple[int, int, str, bool]) -> None:
     which, more = PROGRAMS[n]
     known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": "causal_top_left" if causal else "none",
              "grouped": False, **more}
-    training._ready(getattr(training.DENSE, which), "sm_90a", known, {}, []).make().built  # noqa: B018
+    arch = "sm_90" if which in ("before", "after") else "sm_90a"
+    training._ready(getattr(training.DENSE, which), arch, known, {}, []).make().built  # noqa: B018
 
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:

@@ -235,8 +235,8 @@ def _few(given: Functions, scores: int) -> bool:
 def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way: Way, grouped: bool, for_q: bool,
           for_k: bool, held: list[Any], few: bool, room: int) -> Plan:
     """lines: bulk copies can move q, k and v. grouped: heads of keys are shared. few: as `_few` says. room: as Plan has it."""
-    own, dense = call.arch, call.specs is DENSE
-    arch = own if lines else target(own.rstrip("a")).arch
+    common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
+    arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
     facts = {"T": DTYPES[like.dtype], "D": d, "E": e, **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
@@ -251,17 +251,17 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way:
     queries = None
     if way is Way.SCORES and call.specs.queries is not None:
         queries = _ready(call.specs.queries, arch, facts, {n: f for n, f in functions.items() if n == "keep"}, held)
-    whole = _ready(call.specs.before, own, {**facts, "Sums": None, "Turns": None}, sinks, held)
+    whole = _ready(call.specs.before, common, {**facts, "Sums": None, "Turns": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
     if way is not Way.ROWS or not for_q or not dense:
         clears = {} if adds and dense and not sinks else {"Sums": None}
         clears |= {} if turns else {"Turns": None}
-        first = (whole, whole) if sinks else _pair(call.specs.before, own, {**facts, **clears}, {}, held)
+        first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
     if for_q and way is Way.ROWS:
         unread = {} if every else {"Delta": None, "LSE2": None}
         rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
-    after = _ready(call.specs.after, own, facts, {}, held) if adds and call.specs.after is not None else None
+    after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
     for part in (keys, rows and rows[0], first and first[0], after, queries):  # the backward pass will ask for them
         if part is not None and isinstance(part.make, functools.partial):
             _begun(*part.make.args)

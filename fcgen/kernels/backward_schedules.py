@@ -113,13 +113,6 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
 
 def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False,
                masked: bool = False) -> tuple[Schedule, ...]:
-    """As `listed`, where the GPU can with launches that begin early: the programs of a pass follow each other, and each waits before it
-    touches a tensor."""
-    found = listed(spec, arch, head, adds, uneven, grouped, masked)
-    return tuple(replace(s, pdl=True) for s in found) if arch.endswith("a") else found
-
-
-def listed(spec: str, arch: str, head: int, adds: bool, uneven: bool, grouped: bool, masked: bool) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
     (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads share keys:
