@@ -48,7 +48,8 @@ def spans(body: Block, buffers: set[Value], whole: bool = False) -> dict[Value, 
             depth += 1
         first, last = ps[0][depth], ps[-1][depth]
         loop = ps[0][depth - 1] if depth and ps[0][depth - 1].kind == "for" else None
-        if loop is not None and (whole or ps[0][-1].kind not in WRITES | {"slot"}):  # read before written: it comes from the iteration before
+        before = ps[0][-1].kind not in WRITES | {"slot"}  # read before it is written: it comes from the iteration before
+        if loop is not None and (whole or before):
             first = last = loop
         out[buffer] = (start[id(first)], end[id(last)])
     return out
