@@ -121,6 +121,17 @@ def test_a_loop_that_stages_for_its_stores_has_two_places_and_one_barrier_of_eac
     assert all(o["read"] for o in walk(loop) if o.kind == "bulk_wait") and all(o["parts"] == 2 for o in walk(loop) if o.kind == "barrier")
 
 
+def test_what_hangs_on_no_result_of_the_last_product_is_staged_while_that_runs():
+    """In front of the wait for it, behind which the next iteration's products are issued."""
+    schedule = Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", epilogue="tma", stages={"q": 2, "do": 2},
+                        split="branch", early="s")
+    ops = loop_of(backward.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=64, E=64, mask="none", dQ=None)).regions[0].ops
+    products = [n for n, o in enumerate(ops) if o.kind == "wgmma"]
+    staged = [n for n, o in enumerate(ops) if o.kind in ("stmatrix", "tma_store")]
+    assert len(products) == 4 and len(staged) == 2 and products[2] < staged[0] < staged[1] < products[3]
+    assert next(o for o in ops[staged[1]:] if o.kind in ("settle", "wgmma_fence")).kind == "settle"
+
+
 def test_without_room_for_two_places_there_is_one():
     p = compiled(scores, k=128, stages=6)
     (loop,) = loops(p)
@@ -170,14 +181,14 @@ def test_a_tile_that_is_written_again_too_early_is_seen_with_either_reader(reade
         for o in block.ops:
             if reader == "tma_store" and o.kind == "bulk_wait" and o["read"]:
                 o = o.with_attrs(n=o["n"] + 1)
-            elif reader == "wgmma" and o.kind == "slot" and o.operands[0].name == "s_tile":
+            elif reader == "wgmma" and o.kind == "slot" and o.operands[0].name == "w_tile":
                 o = replace(o, operands=(o.operands[0], zero))
             ops += [o.within(early)] if o is not stored or reader == "tma_store" else []
         return replace(block, ops=tuple(ops))
 
     main = p.machine.roles[-1]
     kernel = replace(p.machine, roles=(*p.machine.roles[:-1], replace(main, body=early(main.body))))
-    with pytest.raises(FcError, match=rf"(?s)sim/race.*s_tile.*{reader}"):
+    with pytest.raises(FcError, match=rf"(?s)sim/race.*w_tile.*{reader}"):
         for seed in range(4):
             check(kernel, a, p.target, seed=seed)
     check(p.machine, a, p.target)
