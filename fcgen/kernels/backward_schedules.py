@@ -95,7 +95,7 @@ _SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(
 #: where tiles of keys differ in work (D=128, causal, 1k: 0.300 ms for 0.312)
 _SCORES_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"),)}
 #: of `backward_queries`
-_QUERIES = {128: (_hopper(192, 64, 3, 4), _hopper(256, 64, 2, 3), _hopper(128, 64, 2, 3)),
+_QUERIES = {128: (_hopper(128, 64, 2, 4, persistent="dynamic"), _hopper(128, 64, 2, 4), _hopper(128, 64, 2, 3)),
             256: (_hopper(128, 64, 2, 3, persistent="dynamic"), _hopper(128, 64, 2, 3), _hopper(128, 64, 2, 3, epilogue="quad"))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {

@@ -55,9 +55,10 @@ def kept(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]", C: "out f32[N, K]"):  # t
     b, acc = fc.load(B[cols, :]), fc.var(fc.zeros(cols, B.K))
     for rows in fc.loop(fc.tile(A.M, "BLOCK_M")):
         a = fc.load(A[rows, :])
-        s = fc.dot(a, b.T).to(A.dtype)
-        acc <<= acc + fc.dot(s.T, a)
-        fc.store(S[rows, cols], s)
+        s = fc.dot(a, b.T)
+        w = s.to(A.dtype)
+        acc <<= acc + fc.dot(w.T, a)
+        fc.store(S[rows, cols], w)
     fc.store(C[cols, :], acc)
 
 
@@ -130,5 +131,6 @@ CASES = {c.name: c for c in (
     gemm("carried", product, True, 1.0, persistent="static"),
     gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
     rows("kept", kept),
+    rows("ahead", kept, early="s"),
     rows("in turn", scores, early="s"),
 )}

@@ -35,8 +35,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, buffers=tuple(offsets)).with_meta(stage="allocated", smem_offsets=tuple(offsets.values()), smem_bytes=total)
 
 
-def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], int]:
-    """(how much had to be shared with what bulk stores read: 0 nothing, buffer that is used -> its offset, bytes in all)."""
+def offsets_of(kernel: Kernel, target: Target, whole: bool = False) -> tuple[int, dict[Value, int], int]:
+    """(how much had to be shared with what bulk stores read: 0 nothing, buffer that is used -> its offset, bytes in all). whole: as of
+    `spans`."""
     live: dict[Value, tuple[int, int]] = {}
     posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
     told = {o.operands[1] for o in walk_kernel(kernel) if o.kind == "st_shared" and o.get("block") is not None}
@@ -44,7 +45,7 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
                and (o.result in told  # other blocks store there at any time
                     or isinstance(o.operands[1].type, Cursor))}  # a channel: its mbarriers order it, and nothing else
     for role in kernel.roles:
-        for b, span in spans(role.body, set(kernel.buffers)).items():
+        for b, span in spans(role.body, set(kernel.buffers), whole).items():
             alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own
             live[b] = ALWAYS if alone else span
     kept = [b for b in kernel.buffers if b in live]

@@ -27,20 +27,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         if not bodies or (buffer in alone and schedule.sender):
             continue
         after = _doubled(buffer, bodies, kernel)
-        (shared, *_), (more, _, most) = (offsets_of(_in_flight(k), target) for k in (kernel, after))
-        enough = min(side_by_side(kernel, target), schedule.min_blocks)
-        fits = most <= target.smem_per_block and more <= (min(shared, 1) if buffer in alone else shared)
-        if fits and side_by_side(after, target) >= enough:
+        (shared, *_), (more, _, most) = (offsets_of(k, target, True) for k in (kernel, after))
+        fits = most <= target.smem_per_block and more <= (0 if buffer in alone else shared)
+        if fits and side_by_side(after, target) >= min(side_by_side(kernel, target), schedule.min_blocks):
             kernel = after
     return kernel
-
-
-def _in_flight(kernel: Kernel) -> Kernel:
-    """As `overlap` will leave it, for what has to lie side by side: products run beside what follows."""
-    def block(b: Block) -> Block:
-        return replace(b, ops=tuple(o.with_attrs(groups=1) if o.kind == "settle" else o.within(block) for o in b.ops))
-
-    return map_bodies(kernel, block)
 
 
 def _staged_in(buffer: Value, kernel: Kernel) -> list[Block]:

@@ -340,8 +340,8 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
 
 
 def _staged_first(ops: tuple[Op, ...]) -> list[Op]:
-    """A block's ops, where a tile that others read too is staged for them in front of its store."""
-    stored = {o.operands[1]: n for n, o in reversed([*enumerate(ops)]) if o.kind == "store"}
+    """A block's ops, where a tile that others read too is staged for them in front of its bulk store."""
+    stored = {o.operands[1]: n for n, o in reversed([*enumerate(ops)]) if o.kind == "store" and is_box(o)}
     at = [min(n, stored.get(o.operands[0], n) - 0.5) if o.kind == "stage" else n for n, o in enumerate(ops)]
     return [ops[n] for n in sorted(range(len(ops)), key=at.__getitem__)]
 

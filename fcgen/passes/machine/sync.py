@@ -11,7 +11,8 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared, cp_async -> wgmma                       (wait_group,) proxy_fence (wgmma reads through the async proxy), then barrier
   wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
-  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
+  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier: in loops one that
+                                                     is there anyway, if there is one
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
   ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads;
                                                      arrivals that stand close share one (`gather`)
