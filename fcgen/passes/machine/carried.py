@@ -4,7 +4,8 @@ In: a loop of selected machine IR in which every wgmma is settled at once. Out: 
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
-products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
+products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product. A
+branch may stand beside the products if it does nothing but element work, such as the mask of some tiles.
 """
 
 from __future__ import annotations
