@@ -88,7 +88,7 @@ _KEYS_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, rolling="dv", persistent="dynamic
 _TURNS: dict[str, object] = {"early": "s", "behind": "dq", "sender": True, "split": "none", "l2": 18}
 _IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 2, _TWO, **_TURNS),)}
 #: and of `backward_scores`
-_SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
+_SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
                  _hopper(64, 64, 2, 1)),
            192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
            256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, {"q": 2, "do": 1}), _hopper(64, 64, 2, 1))}
@@ -163,10 +163,10 @@ def ways(head: int, uneven: bool, grouped: bool, rows: int, in_order: bool, turn
     """Where there is wgmma. in_order: the same bits each time. turns: adds can have them. room: there is memory for gradients of scores,
     which saves two products of seven (H200, D=256, 4k: 2.3 ms for 2.9) or adds; they are 4 bytes of traffic a score (D=128, full, 4k: 1.05
     of the usual pass, 1.17 by turns; causal, 1k: 0.93; D=64: 1.29)."""
-    few = uneven and rows <= FEW_ROWS
+    few = rows <= FEW_ROWS
     if room and (head > ADDS_UP_TO or (head > 64 and (in_order or few))):
         return Way.SCORES
-    if head > ADDS_UP_TO or few:
+    if head > ADDS_UP_TO or (uneven and few):
         return Way.ROWS
     if not in_order:
         return Way.ADDS

