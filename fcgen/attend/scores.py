@@ -47,19 +47,21 @@ def least(q: tuple[int, ...], k: tuple[int, ...], dtype: str, whole: bool) -> in
     return heads * k[2] * wide(q[2]) * DTYPES[dtype].bytes
 
 
-def launch(programs: tuple[Ready, Ready], given: Mapping[str, Any], most: int, held: tuple[Any, ...], into: dict[int, Any]) -> None:
-    """Run the passes over keys and over queries, one part of the heads after the other. most: bytes; less where memory is short."""
+def launch(programs: tuple[Ready, Ready], given: Mapping[str, Any], most: int, whole: bool, held: tuple[Any, ...],
+           into: dict[int, Any]) -> None:
+    """Run the passes over keys and over queries, one part of the heads after the other. most: bytes; less where memory is short. whole:
+    functions are given a head's number, which parts do not know."""
     q, k = given["Q"], given["K"]
     one = q.shape[1] // k.shape[1] * k.shape[2] * wide(q.shape[2]) * q.element_size()
     every = q.shape[0] * k.shape[1]
-    many = every if held or into else min(every, most // one)
+    many = every if whole else min(every, most // one)
     while True:
         parts = list(_parts(q.shape[0], k.shape[1], many))
         try:
             left = torch.empty(max(map(_size, parts)) * one // q.element_size(), dtype=q.dtype, device=q.device)
             break
         except torch.OutOfMemoryError:
-            if many == 1 or held:
+            if many == 1 or whole:
                 raise
             many = many // 2
     for batch, heads in parts:

@@ -173,7 +173,7 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
             plan.keys.launch({**given, "dQ": total}, held, into)
         else:
             dq = new(q)
-            scores.launch((plan.keys, plan.queries), {**given, "dQ": dq}, plan.room, held, into)
+            scores.launch((plan.keys, plan.queries), {**given, "dQ": dq}, plan.room, call.given != PLAIN, held, into)
     if plan.after is not None:
         dq = new(q)
         plan.after.launch({"Sums": total, "dQ": dq, "scale": call.scale}, held, into)

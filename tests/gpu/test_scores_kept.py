@@ -67,6 +67,24 @@ def test_little_memory_takes_more_parts(workspace, monkeypatch):
     assert len(tried) == 2  # eight heads, four, two
 
 
+def test_parts_of_heads_do_not_reach_functions(workspace, monkeypatch):
+    """What they are told is the head's number in the whole tensor."""
+    workspace("64")
+    xs, empty = draw(b=2, m=200, n=200, d=256), torch.empty
+
+    def short(*shape, **how):
+        if len(shape) == 1 and isinstance(shape[0], int) and shape[0] > 200 * 200 * 3:
+            raise torch.OutOfMemoryError("none left")
+        return empty(*shape, **how)
+
+    options = {"score": lambda s, b, h, i, j: s * (1.0 + 0.5 * fc.cast(h + 4 * b, fc.f32))}
+    factor = 1 + 0.5 * torch.arange(8, device="cuda").double().view(2, 4, 1, 1)
+    compare(xs, options, score=lambda: lambda s: s * factor, tolerance=2e-2)
+    monkeypatch.setattr(torch, "empty", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        fc.attention(*xs, **options).sum().backward()
+
+
 @pytest.mark.parametrize("value", ["-1", "1.5", "1G"])
 def test_a_workspace_that_is_no_number(value, workspace):
     workspace(value)
