@@ -76,6 +76,26 @@ def test_attention_shares_keys_and_values_along_its_rows(more):
         assert all(np.abs(got[key].astype(np.float32) - want[key].astype(np.float32)).max() < 2e-3 for key in want)
 
 
+@pytest.mark.parametrize("n, cluster", [(130, 2), (64, 4), (40, 2)])
+def test_the_backward_pass_shares_rows_along_its_keys(n, cluster):
+    """Every tile of keys begins in front of the last key: how often the loop runs does not hang on which one it is. Programs past the last
+    tile, which fill up a cluster, run it with the others."""
+    from fcgen.kernels.backward import backward
+
+    s = Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, math="wgmma", copy="tma", epilogue="tma", split="branch",
+                 stages={"q": 2, "do": 2}, cluster={"cols": cluster})
+    p = backward.compile(target="sm_90a", schedule=s, T=fc.f16, D=32, E=32, mask="none", dQ=None)
+    assert {op.operands[0].name for op in walk_kernel(p.machine) if op.kind == "tma_load" and op.get("multicast")} >= {"Q", "dO"}
+    rng = np.random.default_rng(n)
+    q, k, v, do = (rng.standard_normal((1, 1, x, 32)).astype(np.float16) for x in (150, n, n, 150))
+    args = {"Q": q, "K": k, "V": v, "dO": do, "LSE2": np.full((1, 1, 150), 4.0, np.float32), "Delta": np.zeros((1, 1, 150), np.float32)}
+    for seed in range(2):
+        got, want = p.simulate(seed=seed, scale=0.2, **args), p.interpret(scale=0.2, **args)
+        assert all(np.allclose(got[key].astype(np.float32), want[key].astype(np.float32), atol=2e-2, rtol=4e-3) for key in want)
+    with pytest.raises(FcError, match="how often this loop runs depends on cols"):
+        _ = backward.compile(target="sm_90a", schedule=s, T=fc.f16, D=32, E=32, mask="causal_top_left", dQ=None).machine
+
+
 def test_only_what_does_not_depend_on_the_axis_is_shared():
     """The roles of a small product: half a tile of B from each block, released in both; A as ever."""
     kernel = lower(compiled(schedule()).tile, schedule(), target("sm_90a"), stop_after="roles")

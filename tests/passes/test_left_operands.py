@@ -169,3 +169,19 @@ def test_a_product_that_is_in_flight_too_long_is_found():
     with pytest.raises(fc.FcError) as caught:
         fc.program_from_text(text.replace("groups = 1}", "groups = 2}"), target="sm_90a").simulate(**numbers()[0])
     assert caught.value.code.startswith("sim/")
+
+
+def test_a_left_operand_whose_only_slot_is_refilled_in_the_loop_is_read_in_each_iteration():
+    """The one slot of a ring has two names there: that of the buffer, which is read, and that of the slot, which is filled."""
+    @fc.kernel
+    def spec(A: "f16[M, K]", B: "f16[K, N]", C: "out f32[M, N]"):
+        (rows,) = fc.grid(fc.tile(A.M, "BM"))
+        acc = fc.var(fc.zeros(rows, B.N))
+        for ks in fc.loop(fc.tile(A.K, "BK")):
+            acc <<= acc + fc.dot(fc.load(A[rows, ks]), fc.load(B[ks]) * 0.5)
+        fc.store(C[rows], acc)
+
+    p = spec.compile(target="sm_89", N=32, schedule=fc.Schedule(tiles={"BM": 64, "BK": 32}, stages=1, ahead=True))
+    given = {name: np.random.default_rng(5).standard_normal(shape).astype(np.float16) for name, shape in (("A", (64, 96)), ("B", (96, 32)))}
+    want = given["A"].astype(float) @ given["B"].astype(float) / 2
+    np.testing.assert_allclose(p.simulate(**given)["C"], want, atol=4e-3 * np.abs(want).max())

@@ -175,7 +175,8 @@ class _Selector:
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
         body = loop.regions[0]
-        outside = body.reads - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
+        rings = {o.result: o.operands[0] for o in walk(body) if o.kind == "slot"}  # a slot is filled by another name than it is read by
+        outside = body.reads - {rings.get(v, v) for o in walk(body) if o.kind in WRITES for v in o.operands}
         for op in walk(body):
             a = env[op.operands[0]] if op.get("math") == "mma" else None
             if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and (key := _as_read(op, a)) not in self.held:

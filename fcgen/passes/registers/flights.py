@@ -41,10 +41,11 @@ def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
 
 
 def find_twins(homes: Homes, stored: set[Value]) -> dict[Value, Value]:
-    """Loaded tile at home in registers -> the tile of another copy of its load, which products read as it is stored."""
+    """Loaded tile at home in registers -> the tile of another copy of its load, which products read as it is stored. Not where a role of
+    its own works upon it: another one reads the slots."""
     loads = [o for o, _ in _loads(homes.kernel.body, None)]
     as_stored = {(o["site"], o.result.type): o.result for o in loads if o.result in stored}
-    found = {o.result: as_stored.get((o["site"], o.result.type)) for o in loads if o.result not in stored}
+    found = {o.result: as_stored.get((o["site"], o.result.type)) for o in loads if o.result not in stored and not _for_makers(homes, o)}
     return {v: twin for v, twin in found.items() if twin is not None}
 
 
