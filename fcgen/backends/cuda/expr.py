@@ -53,7 +53,11 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
             return call("__mulhi" if dtype.signed else "__umulhi", *args)
         if name in ("floordiv", "mod"):
             if nonneg or not dtype.signed:
-                return binary("/" if name == "floordiv" else "%", *args)
+                sign = "/" if name == "floordiv" else "%"
+                if dtype.name == "i32" and not args[1].text.isdigit():
+                    # (half the instructions; and short of registers, ptxas 13.0 takes |n ^ d| for |n| in a signed one)
+                    return call("int", binary(sign, *(call("unsigned", x) for x in args)))
+                return binary(sign, *args)
             wide = "_i64" if dtype.name == "i64" else ""
             return call(em.fn(("floor_div" if name == "floordiv" else "floor_mod") + wide), *args)
         return call({"max": "max", "min": "min", "abs": "abs"}[name], *args)
