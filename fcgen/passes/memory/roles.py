@@ -75,7 +75,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     made = rings_made(kernel.body)
-    makes, reads = sides(kernel.body, made) if made else (None, kernel.body)
+    makes, reads = sides(kernel.body, made, schedule) if made else (None, kernel.body)
     warps = warps_reading(loads, {"make": (makes, schedule.makers), "main": (reads, schedule.warps)})
     body, channels = find_channels(kernel.body, schedule, shared_loads(kernel), warps)
     body, outlets = made_channels(body, made, schedule, len(channels))
@@ -85,7 +85,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule)
     filled = _Filler(channels, schedule.hints).block(body)
-    makes, reads = sides(body, rings_made(body)) if made else (None, body)
+    makes, reads = sides(body, rings_made(body), schedule) if made else (None, body)
     roles = []
     regs = _registers(groups, schedule.makers // 4 if makes else 0, reads, schedule, target)
     if loads or box:
