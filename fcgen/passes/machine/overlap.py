@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Kernel, Op, Value, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, uses, walk, walk_kernel
 from ...ir.lifetimes import WRITES
 from ...ir.registers import limit_of
 from ...ir.rewrite import map_bodies
@@ -37,7 +37,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
         return kernel
     room = limit_of(kernel, target) - OTHERS
-    return map_bodies(kernel, lambda body: _block(body, room, {r: o for o in walk(body) for r in o.results})[0])
+    made = {r: o for o in walk_kernel(kernel) for r in o.results}
+    stored = {made[o.operands[1]].operands[0] for o in walk_kernel(kernel) if o.kind in WRITES and position(o.operands[1], made) is not None}
+    return map_bodies(kernel, lambda body: _block(body, room, {r: o for o in walk(body) for r in o.results}, stored)[0])
 
 
 @dataclass
@@ -57,8 +59,9 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block, room: int, role: dict[Value, Op], entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
-    """role: all of its ops, by result. entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
+def _block(block: Block, room: int, role: dict[Value, Op], stored: set[Value],
+           entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
+    """role: all of its ops, by result. stored: rings that warps fill. entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
     products from in front of a loop, or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as
     many in flight that nothing but its next iteration reads, if those are the last that it issues. Returns what is in flight behind the
     block."""
@@ -106,18 +109,18 @@ def _block(block: Block, room: int, role: dict[Value, Op], entering: list[_Fligh
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:
             op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
-        in_flight = carried(op, room) if op.kind == "for" and not flying else None
+        in_flight = carried(op, room, stored) if op.kind == "for" and not flying else None
         if in_flight is not None:
             out += in_flight
             continue
-        if op.kind == "for" and (across := _across(op, flying, readers, room, role)) is not None:
+        if op.kind == "for" and (across := _across(op, flying, readers, room, role, stored)) is not None:
             loop, left = across
             land(len(flying) - len(left))
             out.append(loop)
             flying = left
             continue
         if op.regions:
-            op = op.within(lambda r: _block(r, room, role)[0])
+            op = op.within(lambda r: _block(r, room, role, stored)[0])
         if flying and op.kind in RELEASES:
             owner = next((f for f in reversed(flying) if _frees(op, f, role, out)), None)
             if owner is not None:
@@ -163,7 +166,7 @@ def _only(f: _Flight, reader: Op, readers: Mapping[Value, list[Op]]) -> bool:
 
 
 def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int,
-            role: dict[Value, Op]) -> tuple[Op, list[_Flight]] | None:
+            role: dict[Value, Op], stored: set[Value]) -> tuple[Op, list[_Flight]] | None:
     """A loop that takes over the last products in flight and carries those that its iterations issue for the next one, and what is in
     flight behind it."""
     body, ends = loop.regions[0], {r for o in loop.regions[0].ops if o.kind == "settle" for r in o.results}
@@ -184,7 +187,7 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
         return None
     at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
     mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
-    inner, left = _block(body, room, role, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
+    inner, left = _block(body, room, role, stored, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}

@@ -101,6 +101,10 @@ class _Selector:
              **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
 
+    def on_st_shared(self, op: Op, b: Builder, env: Env) -> None:
+        """A whole tile, into a slot."""
+        self.put(op.operands[0], op.operands[1], b)
+
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = self.staging(op.result.type, op.result.name)
         self.put(op.operands[0], buffer, b)
