@@ -267,14 +267,14 @@ def chains(body: Block) -> set[int]:
     return {o["chain"] for o in walk(body) if o.kind == "narrow"}
 
 
-def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[Op, int]:
-    """Load -> how many warps of these roles wait for its tile."""
-    out = dict.fromkeys(loads, 0)
+def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[Op, dict[str, int]]:
+    """Load -> those of these roles that wait for its tile, and how many warps of each."""
+    out: dict[Op, dict[str, int]] = {o: {} for o in loads}
     sites: dict[str, set[str]] = {}
     for name, (body, warps) in roles.items():
         here = set(walk(body)) if body is not None else set()
         for o in loads if body is not None else ():
-            out[o] += warps if o in here else 0
+            out[o] |= {name: warps} if o in here else {}
             sites.setdefault(o["site"], set()).add(f"{name} {o in here}")
     for o in loads:
         torn = [n for n in roles if {f"{n} True", f"{n} False"} <= sites[o["site"]]]
