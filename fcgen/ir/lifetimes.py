@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from .core import Block, Op, Value
 from .op_table import having
 
@@ -10,9 +12,9 @@ WRITES = having("writes shared")
 STORES = WRITES - having("fills")
 
 
-def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
+def spans(body: Block, buffers: set[Value], from_outside: Container[Value] = ()) -> dict[Value, tuple[int, int]]:
     """buffer -> (first, last) position in program order between which it is in use. What a wgmma reads is in use until a `settle` that
-    leaves nothing in flight."""
+    leaves nothing in flight. from_outside: buffers that others fill at any time until the last op of the body that reads them has ended."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}
     paths: dict[Value, list[tuple[Op, ...]]] = {}
@@ -44,6 +46,9 @@ def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
     out = {}
     for buffer, ps in paths.items():
         depth = 0
+        if buffer in from_outside:
+            out[buffer] = (0, end[id(ps[-1][0])])
+            continue
         while all(len(p) > depth + 1 for p in ps) and len({id(p[depth]) for p in ps}) == 1:
             depth += 1
         first, last = ps[0][depth], ps[-1][depth]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import FcError
-from .core import Block, Kernel, Op, Value, walk
-from .op_table import RuleError
+from .core import Block, Kernel, Op, Role, Value, walk
+from .op_table import RuleError, having
 from .types import Cursor
 
 
@@ -43,6 +43,8 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
     return None
 
 
+#: ops that fill a slot
+FILLS = having("writes shared") | having("fills")
 #: ops that let a channel's slot go: the arrival, and the step to the next slot
 RELEASES = {"mbar_arrive", "advance"}
 
@@ -56,6 +58,17 @@ def position(view: Value, made: Mapping[Value, Op]) -> Value | None:
 def read_from(op: Op, made: Mapping[Value, Op]) -> Value | None:
     """The position of the slot that an op reads registers from, if it does."""
     return position(op.operands[0], made) if op.kind in ("ld_shared", "ldmatrix") else None
+
+
+def read_by_one(kernel: Kernel) -> dict[Value, Role]:
+    """Ring of a channel that others fill than the one role that reads it -> that role."""
+    users: dict[Value, tuple[set[Role], set[Role]]] = {}
+    for role in kernel.roles:
+        made = {r: o for o in walk(role.body) for r in o.results}
+        for op in walk(role.body):
+            for v in (v for v in op.operands if position(v, made) is not None):
+                users.setdefault(made[v].operands[0], (set(), set()))[op.kind in FILLS].add(role)
+    return {ring: next(iter(readers)) for ring, (readers, fillers) in users.items() if len(readers) == 1 and readers.isdisjoint(fillers)}
 
 
 def walked(kernel: Kernel) -> dict[Value, set[Value]]:

@@ -34,7 +34,9 @@ from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.depends import depending
 from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
+from ...ir.memory_map import shared_bytes
 from ...ir.named_barriers import is_one_thread
+from ...ir.rings import read_by_one
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
@@ -52,9 +54,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
     shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
-    freed = _freed(kernel)
+    freed, reader = _freed(kernel), read_by_one(kernel)
+    over = {v for v in reader if any(shared_bytes(kernel, v, other) for other in kernel.buffers)}
     for role in kernel.roles:
-        s = _Sync(offsets, role, shared, freed, len(kernel.roles) > 1 and is_one_thread(role))
+        others = shared - {v for v in over if reader[v] is role}  # what lies over a ring follows the role's own reads
+        s = _Sync(offsets, role, others, freed, len(kernel.roles) > 1 and is_one_thread(role))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if state.bulk:
             ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
@@ -319,13 +323,13 @@ class _Sync:
         return [Touch(*self.place(buffer), write, area)]
 
     def place(self, view: Value) -> tuple[Value, int | None]:
-        """(ring, slot relative to the current tile) of a view."""
+        """(ring, slot relative to the current tile) of a view; of a channel's, None."""
         op = self.defs.get(view)
         if op is None:
             return view, 0
         assert op.kind == "slot", f"a view made by {op.kind}"
         ring, ordinal = op.operands
-        return ring, op["ahead"] + (const_of(ordinal, self.defs) or 0)
+        return ring, None if isinstance(ordinal.type, Cursor) else op["ahead"] + (const_of(ordinal, self.defs) or 0)
 
 
 def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
