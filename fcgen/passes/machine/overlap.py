@@ -38,8 +38,18 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     room = limit_of(kernel, target) - OTHERS
     made = {r: o for o in walk_kernel(kernel) for r in o.results}
-    stored = {made[o.operands[1]].operands[0] for o in walk_kernel(kernel) if o.kind in WRITES and position(o.operands[1], made) is not None}
-    return map_bodies(kernel, lambda body: _block(body, room, {r: o for o in walk(body) for r in o.results}, stored)[0])
+    views = {o.operands[1] for o in walk_kernel(kernel) if o.kind in WRITES}
+    around = _Around(room, made, {made[v].operands[0] for v in views if position(v, made) is not None})
+    return map_bodies(kernel, lambda body: _block(body, around)[0])
+
+
+@dataclass(frozen=True)
+class _Around:
+    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings that warps fill."""
+
+    room: int
+    made: dict[Value, Op]
+    stored: set[Value]
 
 
 @dataclass
@@ -59,9 +69,8 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block, room: int, role: dict[Value, Op], stored: set[Value],
-           entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
-    """role: all of its ops, by result. stored: rings that warps fill. entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
+def _block(block: Block, around: _Around, entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
+    """entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
     products from in front of a loop, or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as
     many in flight that nothing but its next iteration reads, if those are the last that it issues. Returns what is in flight behind the
     block."""
@@ -109,20 +118,20 @@ def _block(block: Block, room: int, role: dict[Value, Op], stored: set[Value],
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:
             op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
-        in_flight = carried(op, room, stored) if op.kind == "for" and not flying else None
+        in_flight = carried(op, around.room, around.stored) if op.kind == "for" and not flying else None
         if in_flight is not None:
             out += in_flight
             continue
-        if op.kind == "for" and (across := _across(op, flying, readers, room, role, stored)) is not None:
+        if op.kind == "for" and (across := _across(op, flying, readers, around)) is not None:
             loop, left = across
             land(len(flying) - len(left))
             out.append(loop)
             flying = left
             continue
         if op.regions:
-            op = op.within(lambda r: _block(r, room, role, stored)[0])
+            op = op.within(lambda r: _block(r, around)[0])
         if flying and op.kind in RELEASES:
-            owner = next((f for f in reversed(flying) if _frees(op, f, role, out)), None)
+            owner = next((f for f in reversed(flying) if _frees(op, f, around.made, out)), None)
             if owner is not None:
                 owner.then.append(op)
                 continue
@@ -165,8 +174,8 @@ def _only(f: _Flight, reader: Op, readers: Mapping[Value, list[Op]]) -> bool:
     return not f.then and f.groups == 1 and len(f.settle.operands) == 1 and readers[f.settle.result] == [reader]
 
 
-def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int,
-            role: dict[Value, Op], stored: set[Value]) -> tuple[Op, list[_Flight]] | None:
+def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]],
+            around: _Around) -> tuple[Op, list[_Flight]] | None:
     """A loop that takes over the last products in flight and carries those that its iterations issue for the next one, and what is in
     flight behind it."""
     body, ends = loop.regions[0], {r for o in loop.regions[0].ops if o.kind == "settle" for r in o.results}
@@ -187,7 +196,7 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
         return None
     at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
     mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
-    inner, left = _block(body, room, role, stored, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
+    inner, left = _block(body, around, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}
@@ -198,12 +207,12 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
             [settle(loop.results[n], results[n], *cursors) for n, cursors in zip(at, behind)])
 
 
-def _frees(op: Op, f: _Flight, role: dict[Value, Op], out: list[Op]) -> bool:
+def _frees(op: Op, f: _Flight, ops: dict[Value, Op], out: list[Op]) -> bool:
     """Whether an arrival (or the step after it) is for a slot that the product reads."""
     cursor = op.operands[-1]
     if cursor in f.cursors or any(cursor in o.operands for o in f.then):
         return True
-    made = ChainMap({r: o for o in out for r in o.results}, role)  # a slot may be of what stands in front of a branch
+    made = ChainMap({r: o for o in out for r in o.results}, ops)  # a slot may be of what stands in front of a branch
     return any(position(v, made) is cursor for v in f.reads)
 
 

@@ -22,7 +22,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32
 from ..facts.common import ELEMENTWISE, called, without_effect
-from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, out_of_turn, staging, stored_blocks
+from ..facts.stores import INSTEAD, Staging, check_alone, check_bulk, is_box, out_of_turn, staging, stored_blocks
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -78,6 +78,9 @@ class _Selector:
         env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
+        if isinstance(op.operands[1].type, Buffer):
+            self.send(op, op.operands[1], Staging(op.operands[1].type, 1, False), b)
+            return
         if self.schedule.epilogue == "tma" and is_box(op):
             self.bulk_store(op, b)
             return
@@ -93,9 +96,12 @@ class _Selector:
         """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
         frag = op.operands[1]
         s = staging(op, self.warps, self.target)
-        check_bulk(op, self.kernel, self.defs, INSTEAD)
         buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
         self.put(frag, buffer, b)
+        self.send(op, buffer, s, b)
+
+    def send(self, op: Op, buffer: Value, s: Staging, b: Builder) -> None:
+        check_bulk(op, self.kernel, self.defs, INSTEAD)
         across: dict[str, Any] = {"across": True} if s.across else {}
         b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
              **{k: a for k, a in op.attrs.items() if k != "vec"})

@@ -36,7 +36,7 @@ from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.memory_map import shared_bytes
 from ...ir.named_barriers import is_one_thread
-from ...ir.rings import read_by_one
+from ...ir.rings import read_by_one, strays
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
@@ -96,9 +96,11 @@ class _State:
                       self.read | other.read).trim()
 
     def trim(self) -> _State:
-        """Without empty groups at the old end: nobody waits for those."""
+        """Without groups at the old end that nobody waits for: empty ones, and bulk stores of what newer ones read too."""
         old = lambda groups: tuple(g for n, g in enumerate(groups) if any(groups[:n + 1]))
-        return replace(self, groups=old(self.groups), flying=old(self.flying))
+        newer = lambda n: frozenset().union(*self.bulk[n + 1:])
+        first = next((n for n, g in enumerate(self.bulk) if not g <= newer(n)), len(self.bulk))
+        return replace(self, groups=old(self.groups), flying=old(self.flying), bulk=self.bulk[first:])
 
     def map(self, fn: Callable[[Touch], Touch]) -> _State:
         each = lambda accesses: frozenset(map(fn, accesses))
@@ -116,11 +118,13 @@ class _Sync:
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
-        #: position in a channel -> the rings whose slots are found with it
-        self.slots: dict[Value, set[Value]] = {}
+        #: position in a channel -> the one that it begins with, and the rings whose slots are found with that
+        self.begins: dict[Value, Value] = {}
+        strays(role.body, self.begins)
+        self.slots: dict[Value | None, set[Value]] = {}
         for o in ops:
             if o.kind == "slot":
-                self.slots.setdefault(o.operands[1], set()).add(o.operands[0])
+                self.slots.setdefault(self.begins.get(o.operands[1]), set()).add(o.operands[0])
         #: what warps may have of their own
         self.per_warp = {v for o in ops if o.kind in ("vote_any", "row_part") for v in depending(role.body, o.result)}
 
@@ -153,7 +157,7 @@ class _Sync:
             return replace(state, read=frozenset())
         if op.kind == "commit_group":
             return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
-        mine = lambda a: a.ring in self.slots.get(op.operands[1], ()) and a.area[-1] == op.get("part")
+        mine = lambda a: a.ring in self.slots.get(self.begins[op.operands[1]], ()) and a.area[-1] == op.get("part")
         n = next((n for n, group in enumerate(reversed(state.bulk)) if any(map(mine, group))), None)
         if n is not None:
             out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))

@@ -154,7 +154,8 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
 # ---- which loads share a ring --------------------------------------------------------------------------------------------
 
 
-def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], warps: Mapping[Op, Mapping[str, int]]) -> tuple[Block, list[Channel]]:
+def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int],
+                  warps: Mapping[Op, Mapping[str, int]]) -> tuple[Block, list[Channel]]:
     """The channels between roles, and the body in which each load says the number of its own (`channel`). Copies of one load of the spec
     (in front of a loop, in its copies, after it) share one, since their tiles follow each other; they do not where two of them are held at
     a time. shared: how many blocks share the copies of a load; warps: how many read it, of each role."""
@@ -170,8 +171,8 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], war
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
         number.update((o, len(channels)) for o in ops)
         beside = _led(ops, ring, body, channels, number, warps)
-        blocks = min(shared.get(o, 1) for o in ops)
-        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, sum(warps[ops[0]].values()), looped, blocks))
+        blocks, reading = min(shared.get(o, 1) for o in ops), sum(warps[ops[0]].values())
+        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, reading, looped, blocks))
 
     return edited(body, lambda o: o.with_attrs(channel=number[o]) if o in number else o), channels
 
@@ -179,8 +180,8 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], war
 def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[Op, int],
          warps: Mapping[Op, Mapping[str, int]]) -> Channel | None:
     """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
-    many slots, for roles that read the tile too, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
-    loop's products."""
+    many slots, for roles that read the tile too, and not read ahead of their iteration; the last of several. Each barrier less is a wait less
+    between a loop's products."""
     if len(ring.type.shape) != 1:
         return None
     readers_of = uses(body)

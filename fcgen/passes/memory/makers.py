@@ -252,8 +252,8 @@ def _check_sides(makes: Block, reads: Block, schedule: Schedule) -> None:
                       expected="numbers of the grid, of loops and of loads", hint=hint)
     product = next((o for o in walk(reads) if o.kind == "dot" and o.get("made")), None)
     if product is not None:
-        raise FcError("compile/unsupported", f"more of what follows from {called(product.result)} is needed beside the makers than operands of "
-                      "products", loc=product.loc, got="a value in registers", expected="tiles that products of the other warps read",
+        raise FcError("compile/unsupported", f"more of what follows from {called(product.result)} is needed beside the makers than operands "
+                      "of products", loc=product.loc, got="a value in registers", expected="tiles that products of the other warps read",
                       hint=f"name the products that it meets in Schedule.made, or {hint}")
     wide = next((o for o in walk(makes) for r in o.results if isinstance(r.type, Frag) and isinstance(r.type.layout, RegLayout)
                  and r.type.layout.warps > schedule.makers), None)
