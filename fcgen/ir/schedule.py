@@ -84,8 +84,8 @@ class Schedule:
     ahead of the dots. made: names of wgmma dots that the makers, a warpgroup, make too, with all that these lead to up to the dots of the
     other warps, which read it from such a ring. parts: with copy "tma", so many blocks, a cluster, share the iterations of the program's
     loop, which does nothing but add up; the first of them adds up what they found, always in the same order, and does what comes behind it.
-    sender: with epilogue "tma",
-    a thread beside the one that copies starts the bulk stores of loops and waits for them: warps that compute stage a tile and go on.
+    sender: with epilogue "tma", a thread beside the one that copies starts the bulk stores of loops and waits for them: warps that compute
+    stage a tile and go on.
     """
 
     tiles: Any = ()

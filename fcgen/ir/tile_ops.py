@@ -315,9 +315,9 @@ def check_turn(types: Sequence[Any], what: str) -> None:
 
 #: operands that say whose turn it is: a tensor of up to six axes
 TURN = whole(3, 8).maybe
-define("store", BOTH, """Write a rectangle of a tensor: `store T, value, scalars..., turn...`, in bulk where the value is a slot; reduce="add"
-       adds atomically. turn: so many operands at the end, a tensor of i32, a position in it and a number n: the add waits until n stands
-       there, and leaves n + 1 there when it is done.""", _none,
+define("store", BOTH, """Write a rectangle of a tensor: `store T, value, scalars..., turn...`, in bulk where the value is a slot;
+       reduce="add" adds atomically. turn: so many operands at the end, a tensor of i32, a position in it and a number n: the add waits
+       until n stands there, and leaves n + 1 there when it is done.""", _none,
        effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe,
        turn=TURN, reach=(2, 0, 1))
 

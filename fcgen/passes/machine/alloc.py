@@ -5,8 +5,8 @@ buffer is in use from its first to its last access, counted in the ops of the in
 read within one iteration is in use for that part of the iteration only, one that lives across iterations for the whole loop. Buffers
 whose uses are apart share bytes; `sync` comes after this pass and orders them. Those of two roles are never apart. Channels share none,
 since `sync` leaves their order to their mbarriers; where nothing else is enough, one does with what the only role that reads it uses behind
-its last tile. What a bulk store reads shares none, since it reads as late as it likes and others would wait for it. Where the block does not
-fit then, it shares with what other bulk stores read, else with all.
+its last tile. What a bulk store reads shares none, since it reads as late as it likes and others would wait for it. Where the block does
+not fit then, it shares with what other bulk stores read, else with all.
 """
 
 from __future__ import annotations

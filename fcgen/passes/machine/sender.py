@@ -21,7 +21,7 @@ from ...ir.rewrite import Builder, Env, copy_block, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.tile_ops import in_turn
-from ...ir.types import Buffer, Frag
+from ...ir.types import Frag
 from ..facts.common import without_effect
 from ..facts.stores import out_of_turn
 from ..memory.channels import Channel
@@ -37,7 +37,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return _in_turn(kernel)
     main, first = kernel.roles[-1], kernel.roles[0]
     sent = {o.operands[-1]: o["parts"] for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0])
-            if o.kind == "tma_store" and isinstance(o.operands[-1].type, Buffer)}
+            if o.kind == "tma_store" and o.operands[-1] in kernel.buffers}
     if not sent:
         raise without_effect("sender", "no loop stores a tile by bulk copies", got=True)
     if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:

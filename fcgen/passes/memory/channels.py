@@ -180,8 +180,8 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int],
 def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[Op, int],
          warps: Mapping[Op, Mapping[str, int]]) -> Channel | None:
     """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
-    many slots, for roles that read the tile too, and not read ahead of their iteration; the last of several. Each barrier less is a wait less
-    between a loop's products."""
+    many slots, for roles that read the tile too, and not read ahead of their iteration; the last of several. Each barrier less is a wait
+    less between a loop's products."""
     if len(ring.type.shape) != 1:
         return None
     readers_of = uses(body)

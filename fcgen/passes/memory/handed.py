@@ -49,8 +49,8 @@ def _for_others(stage: Op, block: Block) -> bool:
     others = [o for o in readers if o.kind == "dot" and not o.get("made")]
     odd = next((o for o in readers if o not in others or o not in block.ops), None)
     if others and odd is not None:
-        raise FcError("compile/unsupported", f"{called(stage.result)}, which the makers hand over, is read beside products of its block by the other "
-                      "warps", loc=odd.loc, got=odd.kind, expected="products of the block that makes it, by one role",
+        raise FcError("compile/unsupported", f"{called(stage.result)}, which makers hand over, is read beside products of its block by the "
+                      "other warps", loc=odd.loc, got=odd.kind, expected="products of the block that makes it, by one role",
                       hint="name those products in Schedule.made too, or leave out what they follow from")
     return bool(others)
 
@@ -62,7 +62,7 @@ def _stored(block: Block, ring_of: dict[Op, Value], env: Env, bulk: bool) -> Blo
         b.loc = op.loc
         sent = bulk and op.kind == "store" and is_box(op) and not op.get("turn")
         stage = op if op in ring_of else tiles.get(op.operands[1]) if sent else None
-        if stage is None or (sent and refusal(Access.of(op), ring_of[stage].type, ring_of[stage].type.shape[0]) is not None):
+        if stage is None or (sent and refusal(Access.of(op), t := ring_of[stage].type, t.shape[0]) is not None):
             b.add(substitute(op.within(lambda r: _stored(r, ring_of, env, bulk)), env))
             continue
         if stage.result not in env.map:

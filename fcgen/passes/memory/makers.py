@@ -244,17 +244,19 @@ def sides(body: Block, made: dict[Op, Value], schedule: Schedule) -> tuple[Block
 
 
 def _check_sides(makes: Block, reads: Block, schedule: Schedule) -> None:
-    hint = f"leave {'made' if schedule.made else 'makers'} out of the schedule"
-    kinds = ("dot",) if schedule.made else ("dot", "stage", "combine_across")
+    """Makers follow from no product but their own, and nobody else needs those in registers."""
+    own = schedule.made
+    hint = f"{'name it in Schedule.made too, or ' if own else ''}leave {'made' if own else 'makers'} out of the schedule"
+    kinds = ("dot",) if own else ("dot", "stage", "combine_across")
     product = next((o for o in walk(makes) if o.kind in kinds and not o.get("made")), None)
     if product is not None:
-        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=product.loc, got=product.kind,
-                      expected="numbers of the grid, of loops and of loads", hint=hint)
+        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product" + " of the other warps" * bool(own),
+                      loc=product.loc, got=product.kind, expected="numbers of the grid, of loops and of loads", hint=hint)
     product = next((o for o in walk(reads) if o.kind == "dot" and o.get("made")), None)
     if product is not None:
-        raise FcError("compile/unsupported", f"more of what follows from {called(product.result)} is needed beside the makers than operands "
-                      "of products", loc=product.loc, got="a value in registers", expected="tiles that products of the other warps read",
-                      hint=f"name the products that it meets in Schedule.made, or {hint}")
+        raise FcError("compile/unsupported", f"what follows from {called(product.result)}, which makers make, is needed by the other warps "
+                      "in registers", loc=product.loc, got="work or a store of theirs that reads it",
+                      expected="operands of their products alone", hint="name those products in Schedule.made too, or leave it out")
     wide = next((o for o in walk(makes) for r in o.results if isinstance(r.type, Frag) and isinstance(r.type.layout, RegLayout)
                  and r.type.layout.warps > schedule.makers), None)
     if wide is not None:

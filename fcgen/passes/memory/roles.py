@@ -44,8 +44,8 @@ REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (2
 #: too; beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
 TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
 FEWEST, SHORT = 28, 8
-#: of registers, what a thread gets at most
-MOST = 240
+#: of registers, what a thread gets
+LEAST, MOST = 24, 240
 
 
 def _registers(groups: int, makes: Block | None, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
@@ -60,8 +60,9 @@ def _registers(groups: int, makes: Block | None, body: Block, schedule: Schedule
     if makes is not None and any(o.kind == "dot" for o in walk(makes)):  # each has its fragments, and as much beside them as the others
         theirs = max((least(o.regions[0]) for o in walk(makes) if o.kind == "for"), default=0)
         left = got - others[0]
-        work = min(MOST, (left + makers * (need - theirs)) // (groups + makers) // 8 * 8)
-        return others[0], min(MOST, (left - groups * work) // makers // 8 * 8), work
+        fits = lambda n: max(LEAST, min(MOST, n // 8 * 8))
+        work = fits((left + makers * (need - theirs)) // (groups + makers))
+        return others[0], fits((left - groups * work) // makers), work
     if schedule.min_blocks == 1 and need > work + (SHORT if makers else -FEWEST):
         *others, work = TIGHT.get((groups, makers), REGISTERS[groups, makers])
     if schedule.min_blocks > 1:

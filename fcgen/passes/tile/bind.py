@@ -110,6 +110,11 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
     if schedule.early and schedule.persistent == "dynamic":  # (64 x 128, three slots, l2=32, H100; neither text nor simulator shows why)
         raise FcError("compile/schedule", "Schedule.early: products ahead of tiles that blocks claim are not known to be right",
                       got="dynamic", expected='persistent="static" or "none"', hint="such a kernel gave a wrong sum once, and never again")
+    ahead = next((name for name in schedule.early if name in schedule.made), None)
+    if ahead is not None:  # the other warps let go of its tile when they have issued a product of what follows from this one's
+        raise FcError("compile/schedule", f"Schedule.early: %{ahead} is the makers', whose tiles the other warps free an iteration later",
+                      loc=dots[ahead].loc, expected="a product of the other warps", got=f"{ahead}, made={'+'.join(schedule.made)}",
+                      hint="makers run ahead of the other warps without that")
     for field in ("early", "behind", "rolling", "made"):
         for name in getattr(schedule, field):
             if (family := _decided(dots[name], name, schedule, target)["math"]) != "wgmma":
