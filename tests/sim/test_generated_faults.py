@@ -30,7 +30,7 @@ DROPS: dict[str, dict[str, set[str]]] = {
     "tma_load": {"drop-load": {DEADLOCK}},
     "advance": {"drop-advance": {PROTOCOL}},
     "wgmma_fence": {"drop-wgmma-fence": {REGISTER}},
-    "wgmma_commit": {"drop-wgmma-commit": {STALE}},
+    "wgmma_commit": {"drop-wgmma-commit": {STALE, RACE}},  # race: where each product is waited for by itself
     "settle": {"weaken-settle": {STALE}},
     "wgmma_wait": {"drop-wgmma-wait": {RACE, REGISTER}},  # register: what the product reads there is never let go
     "proxy_fence": {"drop-proxy-fence": {PROXY}},

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
-from ...ir.core import Op, Value
+from ...ir.core import GridAxis, Op, Value
 from ...ir.elementwise import INVERSE, MIRROR
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
@@ -27,9 +27,9 @@ class Affine:
     """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
 
     def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None,
-                 positive: frozenset[Value] = frozenset()):
-        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be."""
-        self.positive = positive
+                 positive: frozenset[Value] = frozenset(), grid: Mapping[Value, GridAxis] | None = None):
+        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be. grid: the program's indices."""
+        self.positive, self.grid = positive, grid or {}
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
         self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
         self.spans: dict[tuple[Value, bool], Span | None] = {}
@@ -207,7 +207,15 @@ class Affine:
             return Range(None, high.shift(1))
         if f.known is not None:
             return ALL if f.known >= 0 else EMPTY
+        if any((rest := self.left(v, n, f)) is not None and rest >= 0 for v, n in f.terms):
+            return ALL
         return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.b.const(0))))
+
+    def left(self, v: Value, n: int, f: Form) -> int | None:
+        """What a form comes to at the least, if it is a number and what is left of an axis of the grid behind the first place of a tile: each
+        tile has one."""
+        axis = self.grid.get(v)
+        return (f - self.size(axis.dim) + symbol(v) * axis.tile).shift(1).known if axis is not None and n == -axis.tile else None
 
     def both(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:

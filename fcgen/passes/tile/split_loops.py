@@ -27,7 +27,7 @@ from dataclasses import replace
 from functools import reduce
 
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, definitions, made_within, walk, walk_kernel
+from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, made_within, walk, walk_kernel
 from ...ir.depends import depending
 from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, map_bodies, remove_dead, rewrite
@@ -50,6 +50,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.along_rows = lambda op: along_rows(op, schedule)
     splitter.positive = promised_positive(kernel)
+    sizes = lambda axis: isinstance(axis.dim, int) or axis.dim in kernel.dims
+    splitter.grid = {v: axis for v, axis in zip(kernel.body.args, kernel.grid) if sizes(axis)}
     out = map_bodies(kernel, lambda block: remove_dead(splitter.body(_of_all_rows(block, parts))))
     if schedule.split == "branch" and not splitter.branched:
         raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
@@ -76,6 +78,7 @@ class _Splitter:
         self.split, self.chain, self.groups, self.ahead = split, chain, parts, ahead
         self.defs: dict[Value, Op] = {}
         self.positive: frozenset[Value] = frozenset()
+        self.grid: dict[Value, GridAxis] = {}
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
         self.narrow: dict[tuple[Form, Form, bool], Value] = {}
@@ -114,7 +117,7 @@ class _Splitter:
         out.loc = op.loc
         body = op.regions[0]
         inside = {v for r in op.regions for v in made_within(r)}
-        affine = Affine(body.args[0], inside, self.defs, out, positive=self.positive)
+        affine = Affine(body.args[0], inside, self.defs, out, None, self.positive, self.grid)
         lo, hi = (affine.exact(v) for v in op.operands[:2])
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
             out.add(op)
@@ -124,7 +127,7 @@ class _Splitter:
             rows = None
         if rows is not None and rows % (64 * self.groups) == 0:
             part = out.emit("row_part", parts=self.groups, name="own")
-            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part), self.positive)
+            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part), self.positive, self.grid)
             self.own.scalars, self.own.flags, self.own.order = affine.scalars, affine.flags, affine.order
         else:
             self.own = None
