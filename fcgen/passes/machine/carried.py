@@ -3,7 +3,7 @@
 In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulators. Iteration i
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
-Where warps make what several products read, each product is waited for when the next has been issued, and what it read is let go then:
+Where other products make what several ones read, each product is waited for when the next has been issued, and what it read is let go then:
 the next product waits for what is made, and who makes that for these slots.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
 products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
@@ -44,7 +44,7 @@ class _Products:
 
 def carried(loop: Op, room: int, stored: Container[Value] = ()) -> list[Op] | None:
     """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take. stored: rings that
-    warps fill."""
+    warps fill which wait for products themselves."""
     products = _find(loop, room, stored)
     return _rewritten(loop, products) if products is not None else None
 

@@ -38,14 +38,15 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     room = limit_of(kernel, target) - OTHERS
     made = {r: o for o in walk_kernel(kernel) for r in o.results}
-    views = {o.operands[1] for o in walk_kernel(kernel) if o.kind in WRITES}
+    busy = [r for r in kernel.roles if any(o.kind == "wgmma" for o in walk(r.body))]
+    views = {o.operands[1] for r in busy for o in walk(r.body) if o.kind in WRITES}
     around = _Around(room, made, {made[v].operands[0] for v in views if position(v, made) is not None})
     return map_bodies(kernel, lambda body: _block(body, around)[0])
 
 
 @dataclass(frozen=True)
 class _Around:
-    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings that warps fill."""
+    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings that warps fill which wait for products."""
 
     room: int
     made: dict[Value, Op]
@@ -135,7 +136,7 @@ def _block(block: Block, around: _Around, entering: list[_Flight] | None = None)
             if owner is not None:
                 owner.then.append(op)
                 continue
-        if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block):
+        if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block, around):
             moved = op.reads & {r for o in out[start:] for r in o.results}  # a slot let go behind the first of the products
             out.insert(len(out) if moved else start, op)
             start += not moved
@@ -216,11 +217,13 @@ def _frees(op: Op, f: _Flight, ops: dict[Value, Op], out: list[Op]) -> bool:
     return any(position(v, made) is cursor for v in f.reads)
 
 
-def _for_product(wait: Op, block: Block) -> bool:
-    """Whether a product may read the tile that is waited for: no tile that goes to registers. Rows are there long before, and waiting for
-    one between products would keep the slots of others."""
+def _for_product(wait: Op, block: Block, around: _Around) -> bool:
+    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers, or that warps make. Rows
+    are there long before, and waiting for one between products would keep the slots of others."""
     made = {r: o for o in block.ops for r in o.results}
     views = {v for v in made if position(v, made) is wait.operands[1]}
+    if any(made[v].operands[0] in around.stored for v in views):
+        return False
     if any(o.kind in WRITES and not views.isdisjoint(o.operands) for o in block.ops) or _stored_here(wait, block, made):
         return False
     reader = next((o for o in block.ops if o.reads & views), None)
