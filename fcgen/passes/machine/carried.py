@@ -3,8 +3,7 @@
 In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulators. Iteration i
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
-Where other products make what several ones read, each product is waited for when the next has been issued, and what it read is let go then:
-the next product waits for what is made, and who makes that for these slots.
+Where tiles follow from other products, nothing is carried: who makes the next ones waits for the slots of these.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
 products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
-from ...errors import Loc
 from ...ir.async_ops import accumulator
 from ...ir.core import Op, Value, uses
 from ...ir.lifetimes import WRITES
@@ -32,19 +30,18 @@ APART = 28
 class _Products:
     """settles: of all products of an iteration, in order, by what they make. at: the place of each accumulator among the carried values.
     lefts: the operands in registers that an iteration makes. arrivals: of the rings that products read; moved: the steps of their
-    cursors. each: products are waited for one by one."""
+    cursors."""
 
     settles: dict[Value, Op]
     at: list[int]
     lefts: list[Value]
     arrivals: list[Op]
     moved: list[Op]
-    each: bool
 
 
 def carried(loop: Op, room: int, stored: Container[Value] = ()) -> list[Op] | None:
-    """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take. stored: rings that
-    warps fill which wait for products themselves."""
+    """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take. stored: rings of
+    what follows from other products."""
     products = _find(loop, room, stored)
     return _rewritten(loop, products) if products is not None else None
 
@@ -82,6 +79,8 @@ def _find(loop: Op, room: int, stored: Container[Value]) -> _Products | None:
     ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
     read = set(map(ring, tiles))
+    if any(v in stored for v in read):
+        return None
     if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
     rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
@@ -94,8 +93,7 @@ def _find(loop: Op, room: int, stored: Container[Value]) -> _Products | None:
             return None
         arrivals.append(o)
         steps.append(moved)
-    each = len(settles) > 1 and not lefts and any(v in stored for v in read)
-    return _Products(settles, at, lefts, arrivals, steps, each) if len(arrivals) == len(rings) else None
+    return _Products(settles, at, lefts, arrivals, steps) if len(arrivals) == len(rings) else None
 
 
 def _rewritten(loop: Op, p: _Products) -> list[Op]:
@@ -115,34 +113,18 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
     around = [v for s in p.settles.values() for v in s.operands[1:] if v not in p.lefts]
     inner = Builder(loop.loc)
     released, last = {*p.arrivals, *p.moved}, list(p.settles.values())[-1]
-    end = body.ops.index(last) if p.each else -1
-    freed = [(a, m) for a, m in zip(p.arrivals, p.moved) if body.ops.index(a) > end]  # an iteration later
-
-    def let_go(groups: int, loc: Loc | None) -> None:
-        inner.loc = loc
-        inner.do("wgmma_wait", *(before for _, before, _, _ in held), groups=groups)
-        later = inner.emit("ne", body.args[0], first)
-        then = Builder(loc)
-        then.ops += [a.with_attrs(lag=1) for a, _ in freed]
-        inner.add(branch(later, then))
-
-    mine: list[Op] | None = None  # what the product before lets go, of this iteration
     for o in body.ops[:-1]:
         inner.loc = o.loc
-        if o.kind == "settle" and p.each:
-            if mine is None:
-                let_go(1, o.loc)
-            else:
-                inner.do("wgmma_wait", groups=1)
-                inner.ops += mine
-            mine = []
-        elif o in released and mine is not None:
-            mine.append(o)
-        elif o.kind != "settle" and o not in released:
+        if o.kind != "settle" and o not in released:
             inner.add(replace(o, operands=tuple(flying.get(v, v) for v in o.operands)))
-    if not p.each:
-        let_go(len(p.settles), last.loc)
-    inner.ops += [m for _, m in freed]
+    inner.loc = last.loc
+    inner.do("wgmma_wait", *(before for _, before, _, _ in held), groups=len(p.settles))
+    later = inner.emit("ne", body.args[0], first)
+    then, behind = Builder(last.loc), Builder(last.loc)
+    then.ops += [a.with_attrs(lag=1) for a in p.arrivals]
+    inner.add(branch(later, then))
+    for moved in p.moved:
+        inner.add(moved)
     inner.add(replace(body.ops[-1], operands=(*(flying.get(v, v) for v in body.yielded), *(v for *_, v in held))))
     args = (*(flying.get(a, a) for a in body.args), *(before for _, before, _, _ in held))
     final = [v for _, _, v, _ in held]
@@ -152,8 +134,8 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
     out.add(replace(loop, operands=operands, results=results, attrs=attrs, regions=(inner.block(args),)))
     for at in p.at:
         out.add(Op("settle", (ends[at], *final, *dict.fromkeys(around)), (loop.results[at],), {"groups": 0}, (), last.loc))
-    some, behind = out.emit("lt", lo, hi), Builder(last.loc)
-    at_end = lambda moved: loop.results[body.yielded.index(moved.result)]
-    behind.ops += [a.reading((a.operands[0], at_end(m))).with_attrs(lag=1) for a, m in freed]
+    some = out.emit("lt", lo, hi)
+    end = lambda moved: loop.results[body.yielded.index(moved.result)]
+    behind.ops += [a.reading((a.operands[0], end(m))).with_attrs(lag=1) for a, m in zip(p.arrivals, p.moved)]
     out.add(branch(some, behind))
     return out.ops
