@@ -30,7 +30,7 @@ DROPS: dict[str, dict[str, set[str]]] = {
     "tma_load": {"drop-load": {DEADLOCK}},
     "advance": {"drop-advance": {PROTOCOL}},
     "wgmma_fence": {"drop-wgmma-fence": {REGISTER}},
-    "wgmma_commit": {"drop-wgmma-commit": {STALE, RACE}},  # race: where each product is waited for by itself
+    "wgmma_commit": {"drop-wgmma-commit": {STALE}},
     "settle": {"weaken-settle": {STALE}},
     "wgmma_wait": {"drop-wgmma-wait": {RACE, REGISTER}},  # register: what the product reads there is never let go
     "proxy_fence": {"drop-proxy-fence": {PROXY}},
@@ -75,6 +75,12 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
     ("drop-syncwarp", {"carried", "made"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
+    ("drop-phase-wait", {"jobs"}, r"^mbar_wait 0: mbar_wait a_empty", "the first tile of a ring, which is empty"),
+    ("early-load", {"jobs"}, r"^tma_load 0: tma_load A", "the first tile of a ring, which is empty"),
+    ("drop-arrive", {"jobs"}, r"^mbar_arrive 0: mbar_arrive a_empty", "nobody fills the slot of A again"),
+    ("drop-wgmma-fence", {"jobs"}, r"^wgmma_fence 2: wgmma_fence, before d = wgmma",
+     "the fence in front of the other product of the step covers it: between the two, nothing touches a register"),
+    ("drop-bulk-commit", {"jobs"}, r"^bulk_commit 0: bulk_commit, before st_shared d", "C and D have places of their own, and the last wait is for all"),
 ]
 #: (fault, cases, pattern of the site, why the report names those whom it misleads, and not its own role)
 MISLED = [

@@ -46,7 +46,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 @dataclass(frozen=True)
 class _Around:
-    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings that warps fill which wait for products."""
+    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings of what follows from other products."""
 
     room: int
     made: dict[Value, Op]
@@ -218,8 +218,8 @@ def _frees(op: Op, f: _Flight, ops: dict[Value, Op], out: list[Op]) -> bool:
 
 
 def _for_product(wait: Op, block: Block, around: _Around) -> bool:
-    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers, or that warps make. Rows
-    are there long before, and waiting for one between products would keep the slots of others."""
+    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers, or that follows from
+    other products. Rows are there long before, and waiting for one between products would keep the slots of others."""
     made = {r: o for o in block.ops for r in o.results}
     views = {v for v in made if position(v, made) is wait.operands[1]}
     if any(made[v].operands[0] in around.stored for v in views):

@@ -212,8 +212,8 @@ class Affine:
         return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.b.const(0))))
 
     def left(self, v: Value, n: int, f: Form) -> int | None:
-        """What a form comes to at the least, if it is a number and what is left of an axis of the grid behind the first place of a tile: each
-        tile has one."""
+        """What a form comes to at the least, if it is a number and what is left of an axis of the grid behind the first place of a tile:
+        each tile has one."""
         axis = self.grid.get(v)
         return (f - self.size(axis.dim) + symbol(v) * axis.tile).shift(1).known if axis is not None and n == -axis.tile else None
 
