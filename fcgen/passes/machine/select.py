@@ -108,8 +108,11 @@ class _Selector:
         b.do("bulk_commit")
 
     def on_st_shared(self, op: Op, b: Builder, env: Env) -> None:
-        """A whole tile, into a slot."""
-        self.put(op.operands[0], op.operands[1], b)
+        """Into a slot of a ring: a whole tile, or a part of it."""
+        if op.operands[0].type.shape == op.operands[1].type.shape and not op.attrs:
+            self.put(op.operands[0], op.operands[1], b)
+        else:
+            b.add(op)
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = self.staging(op.result.type, op.result.name)
