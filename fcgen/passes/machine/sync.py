@@ -96,9 +96,11 @@ class _State:
                       self.read | other.read).trim()
 
     def trim(self) -> _State:
-        """Without empty groups at the old end: nobody waits for those."""
+        """Without groups at the old end that nobody waits for: empty ones, and bulk stores of what newer ones read too."""
         old = lambda groups: tuple(g for n, g in enumerate(groups) if any(groups[:n + 1]))
-        return replace(self, groups=old(self.groups), flying=old(self.flying))
+        newer = lambda n: frozenset().union(*self.bulk[n + 1:])
+        first = next((n for n, g in enumerate(self.bulk) if not g <= newer(n)), len(self.bulk))
+        return replace(self, groups=old(self.groups), flying=old(self.flying), bulk=self.bulk[first:])
 
     def map(self, fn: Callable[[Touch], Touch]) -> _State:
         each = lambda accesses: frozenset(map(fn, accesses))
