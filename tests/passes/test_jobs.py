@@ -62,14 +62,15 @@ def test_each_role_has_its_own_products_and_nothing_of_the_others():
 
 
 def test_a_tile_that_is_stored_too_is_stored_from_its_slot():
-    """No other place holds it; the slot is free when the engine has read it."""
+    """No other place holds it. The slot is free when the engine has read it, which is waited for while the next product runs."""
     p = jobs("stored").program
     (ops,) = [b.ops for b in loops(p.machine.roles[-1])]
     kinds = [o.kind for o in ops]
     assert not any(v.name == "p_tile" and v.type.slots == 1 for v in p.machine.buffers)
-    assert next(o for o in ops if o.kind == "tma_store").operands[-1].name == "p_tile"
-    freed = next(n for n, o in enumerate(ops) if o.kind == "mbar_arrive" and o.operands[0].name == "p_tile_empty")
-    assert kinds.index("tma_store") < kinds.index("bulk_wait") < freed
+    assert next(o for o in ops if o.kind == "tma_store").operands[-1].name == "p_tile" and "bulk_wait" not in kinds
+    later = ops[kinds.index("if")].regions[0].ops
+    assert [o.kind for o in later] == ["bulk_wait", "mbar_arrive", "yield"] and later[1].operands[0].name == "p_tile_empty"
+    assert kinds.index("wgmma_commit") < kinds.index("if") < kinds.index("tma_store")
 
 
 @cache
