@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import fcgen as fc
-from fcgen.kernels.backward_schedules import takes_turns
+from fcgen.kernels.backward_schedules import Way
+from fcgen.kernels.backward_schedules import ways as ways_of
 
 from .backward import _fa3
 from .cells import length, number
@@ -251,7 +252,7 @@ def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None])
 #: what the race launches: which program, and what more it is compiled for
 PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None, "Turns": None}), ("keys", {}), ("after", {}),
                                                     ("rows", {"dLSE": None}), ("keys", {"dQ": None}), ("before", {"dLSE": None}),
-                                                    ("in_turn", {}))
+                                                    ("in_turn", {}), ("scores", {}), ("queries", {}))
 
 
 def compiled(job: tuple[int, int, str, bool]) -> None:
@@ -268,8 +269,10 @@ def compiled(job: tuple[int, int, str, bool]) -> None:
 
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
-    jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)
-            if PROGRAMS[n][0] != "in_turn" or takes_turns(d, False, c)]
+    ordered = lambda d, c: {ways_of(d, c, False, rows, True, True, room) for rows in (1 << 10, 1 << 14) for room in (False, True)}
+    needs = {"in_turn": Way.TURNS, "scores": Way.SCORES, "queries": Way.SCORES}
+    jobs = [(n, d, t, c) for n, (which, _) in enumerate(PROGRAMS) for d in heads for t in dtypes for c in (False, True)
+            if which not in needs or needs[which] in ordered(d, c)]
     with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compiled, jobs))
 

@@ -6,9 +6,11 @@ nothing has been launched, and that goes its own way.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..kernels.backward_schedules import Way
 from ..runtime import tensors
 from ..straight import View
 from . import guards
@@ -25,7 +27,10 @@ def known(plan: Plan, scale: float, every: tuple[Any, ...]) -> Any:
     """The gradients of (q, k, v), or None. every: q, k, v, out, the log-sum-exp, the gradient of out."""
     for guard, run in plan.kinds:
         if guard(*every):
-            return run(*every, scale)
+            try:
+                return run(*every, scale)
+            except sys.modules["torch"].OutOfMemoryError:  # in front of all launches; the long way can do with less
+                return None
     return None
 
 
@@ -46,21 +51,28 @@ def written(plan: Plan, q: Any) -> Callable[..., Any]:
     room = s.made("room", ("2", b, h, "line"), f32)  # each head's rows begin on a multiple of 16 bytes
     s.line(f"lse2_p = room_p + 4 * {room.strides[0]}")
     views |= {name: View(at, (b, h, m), room.strides[1:]) for name, at in (("Delta", "room_p"), ("LSE2", "lse2_p"))}
-    if plan.adds:
+    adds = plan.way in (Way.ADDS, Way.TURNS)
+    if adds:
         views["Sums"] = s.made("sums", views["Q"].shape, f32)
-    if plan.in_turn:
+    if plan.queries is not None:
+        n = views["K"].shape[2]
+        s.line(f"wide = {m} + 7 & ~7")
+        s.refuse(f"{b} * {h} * {n} * wide * {q.element_size()} > {plan.room}")  # `scores` takes parts
+        left = s.made("left", (b, h, n, "wide"), q.dtype)
+        views["dS"] = View(left.pointer, (b, h, n, m), left.strides)
+    if plan.way is Way.TURNS:
         views["Turns"] = s.made("turns", (b, h, m), s.torch.int32)
-    made = {"dQ": "q"} if plan.rows or plan.after else {}
+    made = {"dQ": "q"} if plan.rows or plan.after or plan.queries else {}
     made |= {"dK": "k", "dV": "v"} if plan.keys else {}
     for name, word in made.items():
         s.line(f"d{word} = {like}({word})")
         views[name] = s.tensor(f"d{word}", 4)
     s.begin()
     steps = []
-    for part in (plan.first and plan.first[0], plan.rows and plan.rows[0], plan.keys, plan.after):
+    for part in (plan.first and plan.first[0], plan.rows and plan.rows[0], plan.keys, plan.after, plan.queries):
         if part is not None:
             loaded = part.make().launcher.loaded(device)
-            mine = {**views, "dQ": views["Sums"]} if part is plan.keys and plan.adds else views
+            mine = {**views, "dQ": views["Sums"]} if part is plan.keys and adds else views
             steps.append((loaded, {n: mine[n] for n in loaded.order if n != "scale"}, {"scale": "scale"}))
     for loaded, mine, scalars in steps:
         s.check(loaded, mine, scalars)

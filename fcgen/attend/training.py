@@ -25,11 +25,11 @@ from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.types import DTYPES, f32
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, takes_turns, turned
+from ..kernels.backward_schedules import FEW_BYTES, Way, candidates, turned, ways
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
-from . import backward_plans
+from . import backward_plans, scores
 from .learning import held_in, held_learn
 from .variants import PLAIN, Functions
 
@@ -41,16 +41,20 @@ FEW = 4
 
 class Specs(NamedTuple):
     """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone; of q's sums, which
-    the first one has cleared; of keys that adds them up in turn. Where there is that, what is of q alone makes what the first one does."""
+    the first one has cleared; of keys that adds them up in turn; of keys, leaving gradients of scores, and of q, of those. Where there is
+    `after`, what is of q alone makes what the first one does."""
 
     before: Spec
     keys: Spec
     rows: Spec
     after: Spec | None = None
     in_turn: Spec | None = None
+    scores: Spec | None = None
+    queries: Spec | None = None
 
 
-DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows, backward.rows_after, backward.backward_in_turn)
+DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows, backward.rows_after, backward.backward_in_turn,
+              backward.backward_scores, backward.backward_queries)
 RAGGED = Specs(ragged_backward.ragged_rows_before, ragged_backward.ragged_backward, ragged_backward.ragged_backward_rows)
 
 
@@ -106,18 +110,19 @@ Pair = tuple[Ready, Ready]
 
 
 class Plan(NamedTuple):
-    """The programs of a backward pass, None where nobody wants what they compute: rows is run in front of keys, after behind it, which
-    then adds up the gradient of q. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear. kinds: how calls are
-    launched that are known (`backward_plans`). in_turn: the adds have turns."""
+    """The programs of a backward pass, None where nobody wants what they compute: rows is run in front of keys; after, or queries, behind
+    it. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear. kinds: how calls are launched that are known
+    (`backward_plans`). room: bytes that the gradients of scores may take at a time."""
 
+    way: Way
     first: Pair | None
     rows: Pair | None
     keys: Ready | None
     after: Ready | None
-    adds: bool
+    queries: Ready | None
     rows_before: Ready
     kinds: list[Any]
-    in_turn: bool = False
+    room: int
 
 
 def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
@@ -149,8 +154,8 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
              "scale": call.scale}
     new = _zeros if call.specs is RAGGED else _like  # of what lies in no sequence nothing is written
     dq, dk, dv, total = None, None, None, None
-    given["Turns"] = torch.empty(lse.shape, dtype=torch.int32, device=q.device) if plan.in_turn else None
-    if plan.adds:
+    given["Turns"] = torch.empty(lse.shape, dtype=torch.int32, device=q.device) if plan.way is Way.TURNS else None
+    if plan.way in (Way.ADDS, Way.TURNS):
         cleared = plan.first is not None and plan.first[0].takes("Sums")
         total = (torch.empty if cleared else torch.zeros)(q.shape, dtype=torch.float32, device=q.device)
     for pair in (plan.first, plan.rows):
@@ -163,7 +168,12 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
             part.launch({**given, "dQ": dq, "Sums": total}, held, into)
     if plan.keys is not None:
         dk, dv = new(k), new(v)
-        plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
+        given |= {"dK": dk, "dV": dv}
+        if plan.queries is None:
+            plan.keys.launch({**given, "dQ": total}, held, into)
+        else:
+            dq = new(q)
+            scores.launch((plan.keys, plan.queries), {**given, "dQ": dq}, plan.room, held, into)
     if plan.after is not None:
         dq = new(q)
         plan.after.launch({"Sums": total, "dQ": dq, "scale": call.scale}, held, into)
@@ -196,18 +206,21 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     like = tensors.outline(q, "q")
     lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
     uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
-    hopper, head = call.arch.endswith("a") and lines, max(q.shape[-1], v.shape[-1])
-    two = hopper and apart(head, uneven, rows)
-    grouped = q.shape[call.heads] != k.shape[call.heads]
-    turns = not two and (in_order.get() or torch.are_deterministic_algorithms_enabled())
-    if turns and not (hopper and call.specs.in_turn is not None and call.given == PLAIN and takes_turns(head, grouped, uneven)):
-        two, turns = True, False
-    if call.given != PLAIN:
-        few = call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
-        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, False, grouped, for_q, for_k, held, few)
-    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, turns,
-           grouped, for_q, for_k)
-    return kept_in(_plans, 1024, key, lambda: _plan(call, like, q.shape[-1], v.shape[-1], lines, two, turns, grouped, for_q, for_k, held))
+    head, grouped, plain = max(q.shape[-1], v.shape[-1]), q.shape[call.heads] != k.shape[call.heads], call.given == PLAIN
+    ordered, way, room = in_order.get() or torch.are_deterministic_algorithms_enabled(), Way.ADDS, 0
+    if call.arch.endswith("a") and lines:
+        room = scores.room(like.device) if call.specs.queries is not None and for_q and for_k else 0
+        way = ways(head, uneven, grouped, rows, ordered, plain and call.specs.in_turn is not None,
+                   room >= scores.least(q.shape, k.shape, like.dtype, whole=not plain))
+    elif ordered:
+        way = Way.ROWS
+    few = not plain and call.specs is DENSE and _few(call.given, q.shape[0] * q.shape[1] * rows * k.shape[2])
+    make = functools.partial(_plan, call, like, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k, held, few, room)
+    if not plain:
+        return make()
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, way, grouped, for_q, for_k,
+           room)
+    return kept_in(_plans, 1024, key, make)
 
 
 _plans: dict[Any, Plan] = {}
@@ -219,10 +232,9 @@ def _few(given: Functions, scores: int) -> bool:
     return given.weigh is None and bool(learnt) and all(scores <= FEW * x.numel() for x in learnt)
 
 
-def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, turns: bool, grouped: bool, for_q: bool,
-          for_k: bool, held: list[Any], few: bool = False) -> Plan:
-    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. turns: it is added up in one order. grouped: heads of keys
-    are shared. few: as `_few` says."""
+def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way: Way, grouped: bool, for_q: bool,
+          for_k: bool, held: list[Any], few: bool, room: int) -> Plan:
+    """lines: bulk copies can move q, k and v. grouped: heads of keys are shared. few: as `_few` says. room: as Plan has it."""
     common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
     arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
@@ -230,26 +242,30 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two:
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     sinks = {} if sink is None else {"sink": sink}
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
-    adds = for_q and every and not two
-    more = {"grouped": grouped, "dS": None, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
-    turns = turns and adds
-    of_keys = call.specs.in_turn if turns and call.specs.in_turn is not None else call.specs.keys
+    if not (for_q and every):  # nothing is left to add to, or to leave scores
+        way = Way.ROWS
+    adds, turns = way in (Way.ADDS, Way.TURNS), way is Way.TURNS
+    more = {"grouped": grouped, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
+    of_keys = {Way.TURNS: call.specs.in_turn, Way.SCORES: call.specs.scores}.get(way) or call.specs.keys
     keys = _ready(of_keys, arch, {**facts, **more}, functions, held) if every else None
+    queries = None
+    if way is Way.SCORES and call.specs.queries is not None:
+        queries = _ready(call.specs.queries, arch, facts, {n: f for n, f in functions.items() if n == "keep"}, held)
     whole = _ready(call.specs.before, common, {**facts, "Sums": None, "Turns": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
-    if adds or not for_q or not dense:
+    if way is not Way.ROWS or not for_q or not dense:
         clears = {} if adds and dense and not sinks else {"Sums": None}
         clears |= {} if turns else {"Turns": None}
         first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
-    if for_q and not adds:
+    if for_q and way is Way.ROWS:
         unread = {} if every else {"Delta": None, "LSE2": None}
         rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
     after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
-    for part in (keys, rows and rows[0], first and first[0], after):  # the backward pass will ask for them
+    for part in (keys, rows and rows[0], first and first[0], after, queries):  # the backward pass will ask for them
         if part is not None and isinstance(part.make, functools.partial):
             _begun(*part.make.args)
-    return Plan(first, rows, keys, after, adds, whole, [], turns)
+    return Plan(way, first, rows, keys, after, queries, whole, [], room)
 
 
 def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Pair:
@@ -280,7 +296,7 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
                 held.append(x)
             where[name] = next(n for n, y in enumerate(held) if y is x)
     numbers = {name: x for name, x in values.items() if name not in where}
-    every = spec is DENSE.keys and facts["mask"] == "none" and "keep" not in functions
+    every = spec in (DENSE.keys, DENSE.scores) and facts["mask"] == "none" and "keep" not in functions
     return Ready(lambda: program, numbers, where, {name: (where[of], stored) for name, of, stored in found.gradients}, every)
 
 
@@ -317,7 +333,8 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     possible: Program | None = None
     for to, schedule in listed:
         try:
-            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions, **turned(schedule))
+            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions,
+                                   **(turned(schedule) if any(p.name == "turned" for p in spec.signature.params) else {}))
             if _fits(program.first if isinstance(program, Captured) else program):
                 return program  # type: ignore[no-any-return]
             possible = possible or program

@@ -12,9 +12,10 @@ WRITES = having("writes shared")
 STORES = WRITES - having("fills")
 
 
-def spans(body: Block, buffers: set[Value], from_outside: Container[Value] = ()) -> dict[Value, tuple[int, int]]:
+def spans(body: Block, buffers: set[Value], whole: bool = False, from_outside: Container[Value] = ()) -> dict[Value, tuple[int, int]]:
     """buffer -> (first, last) position in program order between which it is in use. What a wgmma reads is in use until a `settle` that
-    leaves nothing in flight. from_outside: buffers that others fill at any time until the last op of the body that reads them has ended."""
+    leaves nothing in flight. whole: what a loop's body uses is in use for all of the loop, wherever passes may move its ops yet.
+    from_outside: buffers that others fill at any time until the last op of the body that reads them has ended."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}
     paths: dict[Value, list[tuple[Op, ...]]] = {}
@@ -53,7 +54,8 @@ def spans(body: Block, buffers: set[Value], from_outside: Container[Value] = ())
             depth += 1
         first, last = ps[0][depth], ps[-1][depth]
         loop = ps[0][depth - 1] if depth and ps[0][depth - 1].kind == "for" else None
-        if loop is not None and ps[0][-1].kind not in WRITES | {"slot"}:  # read before written: it comes from the iteration before
+        before = ps[0][-1].kind not in WRITES | {"slot"}  # read before it is written: it comes from the iteration before
+        if loop is not None and (whole or before):
             first = last = loop
         out[buffer] = (start[id(first)], end[id(last)])
     return out

@@ -49,6 +49,12 @@ FILLS = having("writes shared") | having("fills")
 RELEASES = {"mbar_arrive", "advance"}
 
 
+def ring_of(view: Value, made: Mapping[Value, Op]) -> Value:
+    """The ring of the slot that a view is; a buffer that is used as it is, itself."""
+    op = made.get(view)
+    return op.operands[0] if op is not None and op.kind == "slot" else view
+
+
 def position(view: Value, made: Mapping[Value, Op]) -> Value | None:
     """The position in its channel of the slot that a view is; None of other values."""
     op = made.get(view)

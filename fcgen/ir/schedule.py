@@ -71,9 +71,9 @@ class Schedule:
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
-    hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of
-    their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left operand, which is loaded, is taken
-    from shared memory into registers once.
+    hints: bulk copies tell L2 to keep what programs along an axis of the grid all read, and to let go of the rest first. ones: names of
+    dots that also make the row sum of their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left
+    operand, which is loaded, is taken from shared memory into registers once.
 
     from_end: names of the grid's axes (of the variable along them) whose tiles are counted from the end: the ragged one is then the first.
     cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them

@@ -17,6 +17,8 @@ are made as their transposes: P^T and dS^T are left operands as they are.
 `backward_in_turn`: the same with all adds to one tile of dQ in one order, by turns that `rows_before` clears: the same bits each time. Of
 the tiles of keys that a tile of rows sees (with the masks of `visible` all up to one) the last one has the first turn: where a mask leaves
 out tiles, each program begins with rows that the one before it has done a step ago.
+`backward_scores`, `backward_queries`: the first leaves dS^T in memory, rounded, instead of adding to dQ; the other makes dQ of it. Five
+products and no adds. Tiles that the first skips are not written: the other asks masks again.
 `backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
 Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """
@@ -24,8 +26,8 @@ Delta and LSE2 itself, and leaves them to `backward` where that follows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import fcgen as fc
 
@@ -57,22 +59,33 @@ def derivative(x: Any, dw: Any, lse2: Any, delta: Any, *what: Any) -> tuple[Any,
     return w, gradient(dw, delta)
 
 
-def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
-    """A tile of rows adds to dk and dv, and its share of dQ / scale where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ.
-    turned: that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them.
-    seen, functions: what `weights` takes."""
-    q, do = fc.load(rows[0]), fc.load(rows[1])
+class Rows(NamedTuple):
+    """A tile of rows in memory: its parts of Q, dO, LSE2, Delta, and of what it gives: dS for some keys, dQ. turn: of its adds to dQ."""
+
+    q: Any
+    do: Any
+    lse2: Any
+    delta: Any
+    ds: Any = None
+    dq: Any = None
+    turn: Any = None
+
+
+def step(rows: Rows, k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
+    """A tile of rows adds to dk and dv, and its share of dQ / scale where that is asked for, and leaves dS where that is. turned: the share
+    is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them. seen, functions: what
+    `weights` takes."""
+    q, do = fc.load(rows.q), fc.load(rows.do)
     s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-    w, gradient = weights(s * scale, fc.load(rows[2]), seen(), *functions)
+    w, gradient = weights(s * scale, fc.load(rows.lse2), seen(), *functions)
     dv <<= dv + fc.dot(w.to(v.dtype), do)
-    ds = gradient(dp, fc.load(rows[3])).to(k.dtype)
-    if dk is not None:
-        dk <<= dk + fc.dot(ds, q)
-    if rows[4] is not None:
-        fc.store(rows[4], ds)
-    if rows[5] is not None:
+    ds = gradient(dp, fc.load(rows.delta)).to(k.dtype)
+    dk <<= dk + fc.dot(ds, q)
+    if rows.ds is not None:
+        fc.store(rows.ds, ds)
+    if rows.dq is not None:
         dq = fc.dot(k.T, ds) if turned else fc.dot(ds.T, k)
-        fc.atomic_add(rows[5], dq.T if turned else dq, *rows[6:])
+        fc.atomic_add(rows.dq, dq.T if turned else dq, turn=rows.turn)
 
 
 def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
@@ -123,14 +136,14 @@ def last_seen(mask: str, rows: Any, M: Any, N: Any) -> Any:
     return fc.minimum(N - 1, rows.start + (rows.size - 1) + (N - M if mask == "causal_bottom_right" else 0))
 
 
-def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any, positive: bool,
-            mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
-    """The body of `backward` and `backward_in_turn`."""
+def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ: Any, Turns: Any, dK: Any, dV: Any, scale: Any,
+            positive: bool, mask: str, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool | str, turned: bool) -> None:
+    """The body of `backward`, `backward_in_turn` and `backward_scores`."""
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
     k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
-    dk, dv = None if dK is None else fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
+    dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
 
     def live(h, rows):
         seen = visible(mask, rows, cols, Q.M, K.N)
@@ -140,23 +153,23 @@ def of_keys(Q: Any, K: Any, V: Any, dO: Any, LSE2: Any, Delta: Any, dS: Any, dQ:
 
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            mine = [t[b, h, rows] for t in (Q, dO, LSE2, Delta)]
-            mine += [None if dS is None else dS[b, h, cols, rows], None if dQ is None else dQ[b, h, rows]]
+            turn = None
             if Turns is not None:
-                mine.append((Turns[b, h, rows.start], last_seen(mask, rows, Q.M, K.N) // cols.size - cols.start // cols.size))
+                turn = Turns[b, h, rows.start], last_seen(mask, rows, Q.M, K.N) // cols.size - cols.start // cols.size
+            mine = Rows(Q[b, h, rows], dO[b, h, rows], LSE2[b, h, rows], Delta[b, h, rows], None if dS is None else dS[b, h, cols, rows],
+                        None if dQ is None else dQ[b, h, rows], turn)
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)
-    if dk is not None:
-        fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
+    fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 
 
 @fc.kernel
 def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-             dS: "out T[B, H, N, M] | None", dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D] | None", dV: "out T[B, G, N, E]", *,
+             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
              scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
-    of_keys(Q, K, V, dO, LSE2, Delta, dS, dQ, None, dK, dV, scale, positive, mask, score, keep, weigh, grouped, held, turned)
+    of_keys(Q, K, V, dO, LSE2, Delta, None, dQ, None, dK, dV, scale, positive, mask, score, keep, weigh, grouped, held, turned)
 
 
 @fc.kernel
@@ -164,6 +177,31 @@ def backward_in_turn(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T
                      dQ: "inout f32[B, H, M, D]", Turns: "inout i32[B, H, M]", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
                      scale: f32, positive=True, mask="none", score=None, weigh=None, grouped=False, held=True, turned=False):
     of_keys(Q, K, V, dO, LSE2, Delta, None, dQ, Turns, dK, dV, scale, positive, mask, score, None, weigh, grouped, held, turned)
+
+
+@fc.kernel
+def backward_scores(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+                    dS: "out T[B, H, N, M]", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+                    scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True):
+    of_keys(Q, K, V, dO, LSE2, Delta, dS, None, None, dK, dV, scale, positive, mask, score, keep, weigh, grouped, held, False)
+
+
+@fc.kernel
+def backward_queries(dS: T[B, H, N, M], K: T[B, G, N, D], dQ: "out T[B, H, M, D]", *, scale: f32, mask="none", keep=None):
+    b, h, rows = fc.grid(dQ.B, dQ.H, fc.tile(dQ.M, "BLOCK_M"))
+    g = h // (dQ.H // K.G)
+    dq = fc.var(fc.zeros(rows, dQ.D))
+
+    def live(cols):
+        seen = visible(mask, rows, cols, dQ.M, K.N)
+        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
+        ds = fc.load(dS[b, h, cols, rows]).T
+        if mask != "none" or keep is not None:
+            ds = fc.where(live(cols), ds, 0.0)
+        dq <<= dq + fc.dot(ds, fc.load(K[b, g, cols]))
+    fc.store(dQ[b, h, rows], (dq * scale).to(dQ.dtype))
 
 
 @fc.kernel
@@ -190,44 +228,3 @@ def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B,
         _, gradient = weights(s * scale, lse2, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
         dq <<= dq + fc.dot(gradient(dp, delta).to(K.dtype), k)
     fc.store(dQ[b, h, rows], (dq * scale).to(Q.dtype))
-
-
-@fc.kernel
-def backward_queries(dS: T[B, H, N, M], K: T[B, G, N, D], dQ: "out T[B, H, M, D]", *, scale: f32, mask="none", keep=None):
-    b, h, rows = fc.grid(dQ.B, dQ.H, fc.tile(dQ.M, "BLOCK_M"))
-    g = h // (dQ.H // K.G)
-    dq = fc.var(fc.zeros(rows, dQ.D))
-
-    def live(cols):
-        seen = visible(mask, rows, cols, dQ.M, K.N)
-        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
-
-    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
-        ds = fc.load(dS[b, h, cols, rows]).T
-        if mask != "none" or keep is not None:
-            ds = fc.where(live(cols), ds, 0.0)
-        dq <<= dq + fc.dot(ds, fc.load(K[b, g, cols]))
-    fc.store(dQ[b, h, rows], (dq * scale).to(dQ.dtype))
-
-
-@fc.kernel
-def backward_keys(dS: T[B, H, N, M], Q: T[B, H, M, D], dK: "out T[B, G, N, D]", *, scale: f32, mask="none", keep=None, grouped=False):
-    b, g, cols = fc.grid(dK.B, dK.G, fc.tile(dK.N, "BLOCK_N"))
-    dk = fc.var(fc.zeros(cols, dK.D))
-
-    def live(h, rows):
-        seen = visible(mask, rows, cols, Q.M, dK.N)
-        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
-
-    def product(h, rows, dk):
-        ds = fc.load(dS[b, h, cols, rows])
-        if mask != "none" or keep is not None:
-            ds = fc.where(live(h, rows), ds, 0.0)
-        dk <<= dk + fc.dot(ds, fc.load(Q[b, h, rows]))
-
-    def head(h):
-        for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            product(h, rows, dk)
-
-    each_head(head, g, Q.H // dK.G, grouped)
-    fc.store(dK[b, g, cols], (dk * scale).to(dK.dtype))

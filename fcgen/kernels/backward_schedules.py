@@ -4,6 +4,7 @@ need some of their own."""
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum
 
 from ..ir.schedule import Schedule
 
@@ -62,11 +63,13 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
 #: the same where all tiles of keys are alike. K and V are left operands from registers: shared memory was what two warpgroups had least of
 #: (D=64, 128 rows: 2,824 of 4,400 cycles of a tile; H200, fp16, 1k and 16k: 444 and 522 TFLOP/s for 441 and 502)
-_ALIKE = {64: (_hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s", hints=True),)}
+#: (D=128: 513, 570 and 587 TFLOP/s at 1k, 4k and 16k for 496, 569 and 591 of _WHOLE)
+_ALIKE = {64: (_hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s"),), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where they differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
-           128: (_hopper(64, 128, 2, _TWO, **_STEP), _hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
+           128: (_hopper(64, 128, 2, _TWO, **_STEP, hints=True), _hopper(64, 128, 2, _TWO, **_APART),
+                 _hopper(64, 128, 2, _QUEUED, early="s"))}
 #: where they do not, but a function says which scores count: most tiles of rows need no mask
 _MASKED: dict[int, tuple[Schedule, ...]] = {64: (), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
@@ -84,6 +87,16 @@ _KEYS_UNEVEN = {64: (_hopper(96, 128, 2, _TWO, rolling="dv", persistent="dynamic
 #: of the usual kernel's time: 1.05 with 18 MiB, 1.12 with 40). Where dV waits for all weights: 1.03 for 1.05, D=128 1.14 for 1.18
 _TURNS: dict[str, object] = {"early": "s", "behind": "dq", "sender": True, "split": "none", "l2": 18}
 _IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 2, _TWO, **_TURNS),)}
+#: and of `backward_scores`
+_SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv+dk"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
+                 _hopper(64, 64, 2, 1)),
+           192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
+           256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, {"q": 2, "do": 1}), _hopper(64, 64, 2, 1))}
+#: where tiles of keys differ in work (D=128, causal, 1k: 0.300 ms for 0.312)
+_SCORES_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"),)}
+#: of `backward_queries`
+_QUERIES = {128: (_hopper(128, 64, 2, 4, persistent="dynamic"), _hopper(128, 64, 2, 4), _hopper(128, 64, 2, 3)),
+            256: (_hopper(128, 64, 2, 3, persistent="dynamic"), _hopper(128, 64, 2, 3), _hopper(128, 64, 2, 3, epilogue="quad"))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic", rolling="dq"), _hopper(192, 96, 3, 2, persistent="dynamic"),
@@ -116,6 +129,11 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
     if not wgmma:
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
+    if spec == "backward_queries":
+        return tuple(s if uneven or masked else replace(s, split="loops") for s in pick(_QUERIES))
+    if spec == "backward_scores":
+        found = (*(pick(_SCORES_UNEVEN) if uneven else ()), *pick(_SCORES))
+        return tuple(replace(s, l2=SIDE_BY_SIDE) for s in found) if uneven else found
     if spec == "backward_in_turn":
         return tuple(replace(s, l2=SIDE_BY_SIDE) if uneven else s for s in pick(_IN_TURN))
     if rows:
@@ -134,16 +152,27 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found
 
 
-def apart(head: int, uneven: bool, rows: int) -> bool:
-    """Whether dQ has a pass of its own, where there is wgmma."""
-    return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
+class Way(Enum):
+    """How dQ comes about: by adds of the pass over keys, in any order or by turns; by a pass of its own that makes scores again; as a
+    product of gradients of scores that the pass over keys has left in memory."""
+
+    ADDS, TURNS, ROWS, SCORES = "adds", "turns", "rows", "scores"
 
 
-def takes_turns(head: int, grouped: bool, uneven: bool) -> bool:
-    """Whether adds to dQ have turns rather than a pass of their own, where there is wgmma and they must have one order. (H200, 4k, times of
-    the usual pass: D=64 full 1.08 for 1.16, causal 1.12 for 1.24; D=128 full 1.15 for 1.20, causal 1.14 for 1.09. Of heads that share keys
-    the sender takes the other warps too many registers.)"""
-    return head in _IN_TURN and not grouped and not (uneven and head > 64)
+def ways(head: int, uneven: bool, grouped: bool, rows: int, in_order: bool, turns: bool, room: bool) -> Way:
+    """Where there is wgmma. in_order: the same bits each time. turns: adds can have them. room: there is memory for gradients of scores,
+    which saves two products of seven (H200, D=256, 4k: 2.3 ms for 2.9) or adds; they are 4 bytes of traffic a score (D=128, full, 4k: 1.05
+    of the usual pass, 1.17 by turns; causal, 1k: 0.93; D=64: 1.29)."""
+    few = uneven and rows <= FEW_ROWS
+    if room and (head > ADDS_UP_TO or (head > 64 and (in_order or few))):
+        return Way.SCORES
+    if head > ADDS_UP_TO or few:
+        return Way.ROWS
+    if not in_order:
+        return Way.ADDS
+    # (H200, 4k, times of the usual pass: D=64 full 1.08 for 1.16, causal 1.12 for 1.24; D=128 full 1.15 for 1.20, causal 1.14 for 1.09. Of
+    # heads that share keys the sender takes the other warps too many registers)
+    return Way.TURNS if turns and head in _IN_TURN and not grouped and not (uneven and head > 64) else Way.ROWS
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import fcgen as fc
 
-from .backward import LOG2E, each_head, step, weights
+from .backward import LOG2E, Rows, each_head, step, weights
 
 
 def window(rows: Any, cols: Any, queries: Any, count: Any, align: str, causal: bool, left: Any, right: Any) -> Any:
@@ -67,7 +67,7 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
     def head(h):
         for rows in fc.loop(fc.tile(queries, "BLOCK_M"), live=lambda rows: live(h, rows)):
             at = rows + start
-            mine = Q[at, h], dO[at, h], LSE2[h, at], Delta[h, at], None if dQ is None else dQ[at, h]
+            mine = Rows(Q[at, h], dO[at, h], LSE2[h, at], Delta[h, at], None, None if dQ is None else dQ[at, h])
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, True)
 
     with fc.when(cols.start < held):

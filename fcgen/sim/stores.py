@@ -153,7 +153,7 @@ class StoreEngine:
             if not s.heard:
                 self.sim.report("sim/leftover", "the kernel may end while a bulk store reads its shared memory: nobody waited for it", s.op,
                                 notes=[f"{self.agent.who}: {describe(s.op)}"], key=("leftover", id(s.op)),
-                                hint="bulk_commit, and bulk_wait 0 before the kernel ends")
+                                hint="bulk_commit, and bulk_wait 0 (read) before the kernel ends")
             self.finish(s)
 
 

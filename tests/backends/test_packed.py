@@ -37,6 +37,32 @@ def test_packed_and_one_by_one_are_the_same(tmp_path) -> None:
         np.testing.assert_allclose(out[name].astype(np.float32), want.astype(np.float32), rtol=0 if name != "Z" else 2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "u8", "i8", "bf16", "f8e4m3"])
+def test_a_choice_between_narrow_elements_is_one_between_bits(dtype, tmp_path) -> None:
+    """Also of what is turned on the way; zero has a sign."""
+    d = getattr(fc, dtype)
+
+    @fc.kernel
+    def chosen(X: "T[M, N]", Y: "T[M, N]", A: "out T[M, N]", B: "out T[M, N]", C: "out T[N, M]", *, rest=0.0):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            x, y = fc.load(X[rows, cols]), fc.load(Y[rows, cols])
+            seen = cols.index <= rows.index
+            fc.store(A[rows, cols], fc.where(seen, x, rest))
+            fc.store(B[rows, cols], fc.where(seen, x, y))
+            fc.store(C[cols, rows], fc.where(seen, 0.0 if d.is_float else 0, y).T)
+
+    p = chosen.compile(target="sm_89", T=d, rest=-0.0 if d.is_float else 0, schedule=fc.Schedule(tiles={"BM": 32, "BN": 32}, warps=2), check=False)
+    assert "mask_x" in p.cuda and not any(f"{w}_{dtype}(" in p.cuda for w in ("at", "pack", "to_f32"))
+    m, n = 32, 64
+    bits = np.random.default_rng(0).integers(1, 2**d.bits // 4, (2, m, n)).astype(f"u{d.bytes}")
+    x, y = (b.view(d.stored) for b in bits)
+    out = {"A": np.zeros((m, n), d.stored), "B": np.zeros((m, n), d.stored), "C": np.zeros((n, m), d.stored)}
+    run_on_host(print_cuda(p.machine, TARGETS["sm_89"]), tmp_path, 1, {"X": x, "Y": y, **out}, {}, {"M": m, "N": n})
+    for name, want in p.interpret(X=x, Y=y).items():
+        np.testing.assert_array_equal(out[name].view(bits.dtype), want.astype(d.stored).view(bits.dtype))
+
+
 @pytest.mark.parametrize("op", [np.add, np.subtract, np.multiply])
 def test_rounding_twice_is_rounding_once(op) -> None:
     """What packed instructions round once, floats round to 24 bits on the way to 11."""

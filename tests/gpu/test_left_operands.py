@@ -6,6 +6,7 @@ import pytest
 import fcgen as fc
 from benchmarks.specs import example, norm_gemm, norm_gemm_same
 from fcgen.ir.core import walk
+from fcgen.kernels.backward import backward_keys, backward_queries
 
 pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")
@@ -60,3 +61,27 @@ def test_unpacked_operands(tiles, warps):
     given, want = e.draw(seed=1, m=1000, n=2000, e=512)
     got = p.run(**given)["Y"].astype(np.float64)
     assert np.sqrt(np.mean((got - want["Y"]) ** 2)) < 1e-3 * np.sqrt(np.mean(want["Y"] ** 2))
+
+
+@pytest.mark.parametrize("split", ["loops", "branch", "none"])
+@pytest.mark.parametrize("head, more", [(256, {"epilogue": "quad", "persistent": "none"}), (128, {"hints": True}), (64, {"warps": 4})])
+@pytest.mark.parametrize("spec", [backward_queries, backward_keys])
+def test_masked_tiles_of_a_stored_operand(spec, head, more, split):
+    """Of some tiles products read the slots, of others registers that were taken from them, turned or not. What the mask hides is no number."""
+    needs_hopper()
+    of_rows, groups = spec is backward_queries, more.get("warps", 8) // 4
+    tiles = {"BLOCK_M": 64 * groups if of_rows else 64, "BLOCK_N": 64 if of_rows else 64 * groups}
+    schedule = fc.Schedule(tiles=tiles, **{**HOPPER, "warps": 8, "stages": 3, "split": split, "persistent": "dynamic", **more})
+    p = spec.compile(target="sm_90a", T=fc.bf16, D=head, mask="causal_bottom_right", schedule=schedule, check=False)
+    torch.manual_seed(head)
+    for m, n in ((1000, 1000), (136, 2000), (1992, 520)):
+        hidden = torch.ones(n, m, device="cuda", dtype=torch.bool).tril(m - n - 1)
+        ds = torch.randn(2, 3, n, m, device="cuda").bfloat16().masked_fill(hidden, float("nan"))
+        x = torch.randn(2, 3, n if of_rows else m, head, device="cuda").bfloat16()
+        y = torch.full((2, 3, m if of_rows else n, head), float("nan"), device="cuda", dtype=torch.bfloat16)
+        seen = ds.nan_to_num().double()
+        want = (seen.transpose(-1, -2) if of_rows else seen) @ x.double()
+        for _ in range(3):
+            p(dS=ds, scale=1.0, **({"K": x, "dQ": y} if of_rows else {"Q": x, "dK": y}))
+            assert (y.double() - want).norm().item() < 4e-3 * want.norm().item()
+            y.fill_(float("nan"))

@@ -141,7 +141,7 @@ def test_an_iteration_has_one_barrier_of_all_and_holds_no_rows(name, by_columns)
     of rows outside a tensor is there at once (a GPU showed rows 4 to 7 and 12 to 15 of a warp with the next tile's Delta)."""
     p = case(name, by_columns, "sm_90a", (1, 1))[0]
     ops = iteration(p)
-    assert [o.get("parts", 1) for o in ops if o.kind == "barrier"] == [1, 2, 2]
+    assert [o.get("parts", 1) for o in ops if o.kind == "barrier"] == [1, 2]
     staged = next(o.operands[1] for o in ops if o.kind == "stmatrix")
     assert next(o for o in ops if staged in o.results).operands[0].type.slots == 2
     reads = [n for n, o in enumerate(ops) if o.kind == "ld_shared"]
@@ -254,7 +254,7 @@ def test_a_barrier_in_front_of_a_loop_spares_one_in_each_iteration(persistent, b
     """Of blocks that take many tiles: the next tile's first store meets the last one's readers."""
     schedule = hopper(64, 128, 2, persistent=persistent)
     p = by_columns.backward.compile(target="sm_90a", T=fc.f16, D=64, schedule=schedule)
-    assert [o.get("parts", 1) for o in iteration(p) if o.kind == "barrier"] == [1, 2, 2]
+    assert [o.get("parts", 1) for o in iteration(p) if o.kind == "barrier"] == [1, 2]
     given = by_columns.inputs(np.random.default_rng(5), m=190, n=400)
     args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
     got, want = p.simulate(**args), by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()})
@@ -278,7 +278,7 @@ def test_dead_tiles_are_skipped_and_copies_of_the_loop_stage_in_one_place(turned
     got, want = p.simulate(**args), by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()}, causal=True)
     for out in want:
         assert np.abs(got[out] - want[out]).max() < 1e-2, out
-    assert [o.get("parts", 1) for o in iteration(p) if o.kind == "barrier"] == [1, 2, 2]
+    assert [o.get("parts", 1) for o in iteration(p) if o.kind == "barrier"] == [1, 2]
 
 
 def test_what_is_chosen_is_what_is_known_to_be_fast(by_columns):

@@ -7,8 +7,8 @@ import pytest
 
 import fcgen as fc
 from fcgen import masks
-from fcgen.kernels.backward import LOG2E, backward, backward_in_turn, backward_rows
-from fcgen.kernels.backward_schedules import FEW_BYTES, candidates, takes_turns, turned
+from fcgen.kernels.backward import LOG2E, backward, backward_in_turn, backward_queries, backward_rows, backward_scores
+from fcgen.kernels.backward_schedules import FEW_BYTES, Way, candidates, turned, ways
 
 #: head size, mask, heads of rows for each of keys, tiles of rows that a program walks, whether it adds up dQ too
 CASES = [(64, "none", 1, 6, True), (64, "causal_top_left", 1, 4, True), (128, "none", 1, 6, True), (128, "causal_top_left", 1, 4, True),
@@ -80,7 +80,36 @@ def test_shipped_schedules_that_add_in_turn(head, mask):
     turns = [sees(min(at + m, rows) - 1) if at % m == 0 else 0 for at in range(rows)]
     assert np.array_equal(got["Turns"], np.broadcast_to(turns, got["Turns"].shape))
     spilled = program.resources.spill_stores
-    assert takes_turns(head, False, False) and (spilled is None or spilled <= FEW_BYTES)
+    assert ways(head, False, False, 4096, True, True, False) is Way.TURNS and (spilled is None or spilled <= FEW_BYTES)
+
+
+@pytest.mark.parametrize("head, mask, group, tiles", [(128, "none", 1, 3), (128, "causal_top_left", 2, 3), (128, "window", 1, 4),
+                                                      (192, "none", 1, 3), (256, "none", 2, 3), (256, "causal_top_left", 1, 4)])
+def test_shipped_schedules_that_leave_gradients_of_scores(head, mask, group, tiles):
+    """What the first program skips is no number, and the second one does not add it up."""
+    window, uneven = mask == "window", mask not in ("none", "window")
+    facts = {"T": fc.f16, "D": head, **({"keep": masks.window(WINDOW, 0)} if window else {"mask": mask})}
+    of = lambda spec, **more: first_that_fits(spec, candidates(spec.name, "sm_90a", head, True, uneven, group > 1, window), {**facts, **more})
+    keys, queries = of(backward_scores, E=head, grouped=group > 1), of(backward_queries)
+    rows, wide = tiles * dict(keys.schedule.tiles)["BLOCK_M"] - 7, 128 + 7
+    given, want = problem(head, mask, group, rows, wide)
+    takes = {p.name for p in keys.params}
+    got = keys.simulate(**{n: x for n, x in given.items() if n in takes}, dS=np.full((1, group, wide, rows), np.nan, np.float16))
+    got |= queries.simulate(dS=got["dS"], K=given["K"], scale=given["scale"])
+    for name, exact in want.items():
+        assert np.abs(got[name] - exact).max() < 6e-3, name
+
+
+def first_that_fits(spec, schedules, facts):
+    for schedule in schedules:
+        try:
+            program = spec.compile(target="sm_90a", schedule=schedule, check=False, **facts)
+            program.quiet = True
+            assert program.resources.spill_stores is None or program.resources.spill_stores <= FEW_BYTES
+            return program
+        except fc.FcError as e:
+            assert e.code.startswith("compile/")
+    raise AssertionError(schedules)
 
 
 @pytest.mark.parametrize("head, rows", [(40, 128), (64, 128), (96, 64), (128, 64)])

@@ -14,7 +14,7 @@ from fcgen.ir.core import walk
 from fcgen.ir.memory_map import shared_bytes
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
-from fcgen.kernels.backward import backward
+from fcgen.kernels.backward import backward, backward_scores
 from fcgen.sim.machine import simulate
 from tests.sim.async_faults import ASYNC_FAULTS
 from tests.sim.faults import FAULTS
@@ -77,8 +77,8 @@ def test_a_tile_that_is_stored_too_is_stored_from_its_slot():
 def gradients(d, mask="none", grouped=False, store=False, **fields):
     schedule = fc.Schedule(**{"tiles": {"BLOCK_M": 64, "BLOCK_N": 64}, "warps": 8, "math": "wgmma", "copy": "tma", "split": "branch",
                               "epilogue": "tma", "stages": {"q": 2, "do": 2}, **dict(fields)})
-    return backward.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=d, E=d, mask=mask, grouped=grouped, dQ=None, check=False,
-                            **{} if store else {"dS": None})
+    spec, absent = (backward_scores, {}) if store else (backward, {"dQ": None})
+    return spec.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=d, E=d, mask=mask, grouped=grouped, check=False, **absent)
 
 
 def agrees(p, d, m, n, heads=(1, 1), causal=False, seed=0):

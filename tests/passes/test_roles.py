@@ -65,3 +65,20 @@ def test_ranges_of_groups_of_warps_hang_on_no_other_schedule(target, fields):
     assert "narrow" in text and "row_part {parts = 2}" in text
     out = run_passes(parse_kernel(text), fc.Schedule(**fields), compiler.target(target), stop_after="place")
     assert {op["parts"] for op in walk(out.body) if op.kind == "row_part"} <= {fields["warps"] // 4 if fields.get("own_rows", True) else 1}
+
+
+@fc.kernel
+def two_products(A: T[M, K], B: T[K, N], W: T[M, D], V: T[D, N], C: "out f32[M, N]"):
+    (rows,) = fc.grid(fc.tile(A.M, "BLOCK_M"))
+    acc = fc.var(fc.dot(fc.load(W[rows]), fc.load(V[:])))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[depth]))
+    fc.store(C[rows], acc)
+
+
+def test_l2_keeps_what_other_programs_read_too():
+    """In a loop or not: the tiles of A and W are each program's own, those of B and V are everyone's."""
+    p = two_products.compile(target="sm_90a", T=fc.f16, N=64, D=64, check=False, schedule=fc.Schedule(
+        tiles={"BLOCK_M": 64, "BLOCK_K": 64}, math="wgmma", copy="tma", hints=True))
+    copies = {(o.operands[0].name, o["hint"]) for r in p.machine.roles for o in walk(r.body) if o.kind == "tma_load"}
+    assert copies == {("A", "evict_first"), ("W", "evict_first"), ("B", "evict_last"), ("V", "evict_last")}

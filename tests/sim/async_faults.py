@@ -292,20 +292,22 @@ def _drop_store_barrier(kernel: Kernel) -> Iterator[Mutant]:
 @_fault("drop-read-wait")
 def _drop_read_wait(kernel: Kernel) -> Iterator[Mutant]:
     """A staging buffer is written without a wait for the store that reads it."""
-    return _change(kernel, "bulk_wait", lambda op: () if op["read"] else None)
+    last = _final_waits(kernel)
+    return _change(kernel, "bulk_wait", lambda op: () if op["read"] and op not in last else None)
 
 
 @_fault("weaken-read-wait")
 def _weaken_read_wait(kernel: Kernel) -> Iterator[Mutant]:
     """A wait for bulk stores lets one more be under way."""
-    return _change(kernel, "bulk_wait", lambda op: (op.with_attrs(n=op["n"] + 1),) if op["read"] else None)
+    last = _final_waits(kernel)
+    return _change(kernel, "bulk_wait", lambda op: (op.with_attrs(n=op["n"] + 1),) if op["read"] and op not in last else None)
 
 
 @_fault("late-read-wait")
 def _late_read_wait(kernel: Kernel) -> Iterator[Mutant]:
     """The wait for a bulk store comes after the barrier that tells the other warps of it."""
     for block in _blocks(kernel):
-        for op, after in pairwise(block.ops):
+        for op, after in pairwise(o for o in block.ops if o.kind != "proxy_fence"):
             if op.kind == "bulk_wait" and after.kind == "barrier":
                 yield Mutant(_replace(kernel, {op: (), after: (after, op)}), op.loc, f"bulk_wait after barrier, {op.loc}", op)
 
@@ -313,7 +315,13 @@ def _late_read_wait(kernel: Kernel) -> Iterator[Mutant]:
 @_fault("drop-final-wait")
 def _drop_final_wait(kernel: Kernel) -> Iterator[Mutant]:
     """The kernel ends while bulk stores read shared memory."""
-    return _change(kernel, "bulk_wait", lambda op: None if op["read"] else ())
+    last = _final_waits(kernel)
+    return _change(kernel, "bulk_wait", lambda op: () if op in last else None)
+
+
+def _final_waits(kernel: Kernel) -> set[Op]:
+    """Waits for bulk stores at the ends of roles."""
+    return {next(op for op in reversed(r.body.ops) if op.kind not in ("claim_done", "cluster_sync", "wait_group")) for r in kernel.roles}
 
 
 @_fault("drop-bulk-commit")

@@ -63,6 +63,30 @@ def chained(A: "T[M, K]", B: "T[N, K]", V: "T[N, E]", P: "out T[M, N]", C: "out 
     fc.store(D[rows], d)
 
 
+@fc.kernel
+def kept(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]", C: "out f32[N, K]"):  # type: ignore[name-defined]
+    """S = A B^T, C = S^T A: what is staged for a product is stored from where it lies."""
+    (cols,) = fc.grid(fc.tile(B.N, "BLOCK_N"))
+    b, acc = fc.load(B[cols, :]), fc.var(fc.zeros(cols, B.K))
+    for rows in fc.loop(fc.tile(A.M, "BLOCK_M")):
+        a = fc.load(A[rows, :])
+        s = fc.dot(a, b.T)
+        w = s.to(A.dtype)
+        acc <<= acc + fc.dot(w.T, a)
+        fc.store(S[rows, cols], w)
+    fc.store(C[cols, :], acc)
+
+
+@fc.kernel
+def scores(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]"):  # type: ignore[name-defined]
+    """S = A B^T: tiles that a loop stages for nothing but their store."""
+    (cols,) = fc.grid(fc.tile(B.N, "BLOCK_N"))
+    b = fc.load(B[cols, :])
+    for rows in fc.loop(fc.tile(A.M, "BLOCK_M")):
+        s = fc.dot(fc.load(A[rows, :]), b.T)
+        fc.store(S[rows, cols], s.to(A.dtype))
+
+
 @dataclass(frozen=True)
 class Generated(Compiled):
     """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
@@ -113,6 +137,19 @@ def jobs(name: str, **fields: Any) -> Generated:
     return Generated(name, lambda: chained.compile(target="sm_90a", schedule=schedule, T=fc.f16, K=32, E=64), draw, (5, 3, 1, 2, 4, 7))
 
 
+def rows(name: str, spec: Any, **fields: Any) -> Generated:
+    """A loop over rows, which stores a tile in each iteration."""
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, math="wgmma", copy="tma", epilogue="tma", stages=2, **fields)
+
+    def draw(seed: int, steps: int) -> Run:
+        rng = np.random.default_rng(seed)
+        a, b = ((rng.standard_normal((n, 64)) / 8).astype(np.float16) for n in (128 * steps - 5, 72))
+        s = a.astype(np.float64) @ b.astype(np.float64).T
+        return {"A": a, "B": b}, {"S": s, "C": s.T @ a.astype(np.float64)} if spec is kept else {"S": s}
+
+    return Generated(name, lambda: spec.compile(target="sm_90a", schedule=schedule, T=fc.f16, K=64), draw, (3, 5, 1, 2, 4))
+
+
 CASES = {c.name: c for c in (
     attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32, pdl=True),
     attention("programs", persistent="none", epilogue="smem", pdl=True),
@@ -123,4 +160,7 @@ CASES = {c.name: c for c in (
     jobs("jobs"),
     gemm("carried", product, True, 1.0, persistent="static"),
     gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
+    rows("kept", kept),
+    rows("ahead", kept, early="s"),
+    rows("in turn", scores, early="s"),
 )}

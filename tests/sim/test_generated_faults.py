@@ -64,6 +64,15 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
      "a K that this warpgroup does not read: it is started before the V that was waited for, or, in front of the first of a tile, a turn "
      "ago the other group had released all K: so the arrival falls into the right phase"),
     ("drop-phase-wait", {"programs"}, r"^mbar_wait [01]: mbar_wait [qk]_empty", "the first tile of a ring, which is empty"),
+    ("drop-phase-wait", {"kept", "ahead", "in turn"}, r"^mbar_wait 0: mbar_wait b_empty", "the first tile of a ring, which is empty"),
+    ("early-load", {"kept", "ahead", "in turn"}, r"^tma_load 0: tma_load B", "the first tile of a ring, which is empty"),
+    ("drop-arrive", {"kept", "ahead", "in turn"}, r"^mbar_arrive 0: mbar_arrive b_empty", "nobody fills the slot of B again"),
+    *((fault, {"ahead", "in turn"}, r"^mbar_arrive 1: mbar_arrive a(_tile)?_empty", "behind the loop: nobody fills the slot of the last A again")
+      for fault in ("drop-arrive", "early-arrive")),
+    ("drop-wgmma-fence", {"kept", "ahead"}, r"^wgmma_fence [123]: wgmma_fence, before (acc|s) = wgmma",
+     "the fence in front of the other product covers it: between the two, nothing touches its registers"),
+    ("drop-bulk-commit", {"ahead"}, r"^bulk_commit 1: bulk_commit, before acc = settle",
+     "behind the loop: the store belongs to the next one's group then, and nobody writes its tile again"),
     ("drop-phase-wait", {"staged"}, r"^mbar_wait 0: mbar_wait b_empty", "the tile made in front of the loop is the first of a ring, which is empty"),
     *((fault, {"staged"}, rf"^{op} \d: {op}, before st_shared acc, acc_tile",
        "no product reads the tile that the last step made: `sync` has a fence at any barrier behind stores to a ring that products read")

@@ -110,8 +110,9 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
     if is_opaque(v):
         opaque.into(em, name, v)
         return
-    if v not in em.plan.fused and t.dtype.per_register > 1 and em.plan.base(v) is v:
-        em.w.loop(-(-t.layout.regs // t.dtype.per_register), "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
+    same = em.plan.unturned(v)
+    if same not in em.plan.fused and t.dtype.per_register > 1 and em.plan.base(v) is same:
+        em.w.loop(-(-t.layout.regs // t.dtype.per_register), "i", lambda i: [f"{name}[{i}] = {em.array(same)}[{i}];"])
         return
     op = em.plan.maker.get(v)
     if v in em.plan.fused and op is not None:

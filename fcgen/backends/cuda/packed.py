@@ -2,8 +2,8 @@
 
 Sums, differences and products of halves are what the same in floats would be, rounded once: 24 bits hold twice the 11 of a half and two
 more, so rounding twice is rounding once. A product that is added to something is rounded once with it, as that of floats is. Bits of bytes
-are those of a word, but for what a shift moves past a byte's end. What a register does not hold as it is wanted, or no function takes
-packed, is computed one by one and packed.
+are those of a word, but for what a shift moves past a byte's end. A choice between elements of any kind is one between their bits. What a
+register does not hold as it is wanted, or no function takes packed, is computed one by one and packed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...ir.core import Op, Value
+from ...ir.elementwise import to_dtype
 from ...ir.known import const_of
 from ...ir.types import DType, Scalar, f16, i8, u8
 from .emit import Emitter
@@ -21,18 +22,29 @@ from .words import wished
 
 #: function -> the record that does it to two halves
 HALVES = {"add": "add_f16x2", "sub": "sub_f16x2", "mul": "mul_f16x2"}
+NOTHING = "0x00000000u"
 BYTES = {"and": "&", "or": "|", "xor": "^"}
 
 
 def takes(em: Emitter, op: Op) -> bool:
     """Is there a packed form of what the op does to the elements of its result?"""
     dtype = op.result.type.dtype
+    if op.kind == "full":
+        return const_of(op.operands[0], em.plan.maker) is not None
+    if op.kind == "select":
+        return all(_as_words(em, v) for v in op.operands[1:])
     if op.kind == "cast":
         src = op.operands[0].type.dtype
         return dtype == f16 and (src in (i8, u8) or f"to_f16x2_{src.name}" in em.target.instrs)
     if dtype == f16:
         return op.kind in HALVES and HALVES[op.kind] in em.target.instrs
     return dtype in (i8, u8) and (op.kind in (*BYTES, "not") or (dtype == u8 and op.kind in ("shl", "shr") and _shift(em, op) is not None))
+
+
+def _as_words(em: Emitter, v: Value) -> bool:
+    """Whether its elements are there packed, or computed so."""
+    op = em.plan.maker.get(v)
+    return isinstance(v.type, Scalar) or v not in em.plan.fused or op is None or op.kind == "full" or takes(em, op)
 
 
 def _shift(em: Emitter, op: Op) -> int | None:
@@ -69,8 +81,9 @@ class Words:
                 self.single.lines.append(f"const uint32_t {self.known[key]} = {x};")
             return self.known[key]
         whole = (table == table[:, :1] + np.arange(table.shape[1])).all() and not (table[:, 0] % v.type.dtype.per_register).any()
-        if em.plan.base(v) is v and whole and table.shape[1] == v.type.dtype.per_register:
-            name = em.array(v)
+        same = em.plan.unturned(v)
+        if em.plan.base(v) is same and same not in em.plan.fused and whole and table.shape[1] == v.type.dtype.per_register:
+            name = em.array(same)
             return X(f"{name}[{em.index(table[:, 0] // table.shape[1], self.i, f'word_{name}')}]")
         return self.one_by_one(v, table)
 
@@ -82,6 +95,8 @@ class Words:
             return self.value(op.operands[0], broadcast_map(op)[table])
         if not takes(em, op):
             return self.one_by_one(op.result, table)
+        if op.kind == "select":
+            return self.chosen(op, table)
         if op.kind == "cast":
             return self.halves(op, table) or self.one_by_one(op.result, table)
         if dtype == f16 and op.kind in ("add", "sub") and (both := self.plus(op, table)) is not None:
@@ -91,11 +106,23 @@ class Words:
             assert n is not None
             kept = (255 << n if op.kind == "shl" else 255 >> n) & 255
             moved = binary("<<" if op.kind == "shl" else ">>", self.value(op.operands[0], table), X(str(n)))
-            return binary("&", moved, _bytes(kept)) if n else moved
+            return binary("&", moved, _word(kept, u8)) if n else moved
         args = [self.value(o, table) for o in op.operands]
         if op.kind == "not":
             return X(f"~{args[0].within(UNARY)}", UNARY, args[0].depth)
         return binary(BYTES[op.kind], *args) if dtype != f16 else call(em.fn(HALVES[op.kind]), *args)
+
+    def chosen(self, op: Op, table: np.ndarray) -> X:
+        """The bits of one or the other word under a mask."""
+        em, (condition, x, y) = self.em, op.operands
+        mask = call(em.fn(f"mask_x{table.shape[1]}"), *[self.single.value(condition, t) for t in table.T])
+        first, second = self.value(x, table), self.value(y, table)
+        if second.text == NOTHING:
+            return binary("&", first, mask)
+        name = X(em.names("mask"))
+        self.single.lines.append(f"const uint32_t {name} = {mask};")
+        rest = binary("&", second, X(f"~{name}", UNARY))
+        return rest if first.text == NOTHING else binary("|", binary("&", first, name), rest)
 
     def plus(self, op: Op, table: np.ndarray) -> X | None:
         """Bytes as halves, and a number added to them: one instruction, where the number that it takes is a half."""
@@ -121,10 +148,11 @@ class Words:
         offset = more - lowest / 2**right
         if float(np.float16(offset)) != offset:
             return None
-        word = binary("^", bytes_of(src), _bytes(128)) if src.type.dtype == i8 else bytes_of(src)
+        word = binary("^", bytes_of(src), _word(128, u8)) if src.type.dtype == i8 else bytes_of(src)
         x = call(em.fn("spread_bytes"), word, second)
         x = x if kept == 255 else binary("&", x, X(f"0x{0x64006400 | kept << 16 | kept:08x}u"))
-        return call(em.fn("fma_f16x2"), x, _halves(2.0**-right), _halves(offset)) if right else call(em.fn("add_f16x2"), x, _halves(offset))
+        added = _word(offset, f16)
+        return call(em.fn("fma_f16x2"), x, _word(2.0**-right, f16), added) if right else call(em.fn("add_f16x2"), x, added)
 
     def bits(self, v: Value) -> tuple[Value, int, int]:
         """(a tile of bytes, which of its bits are kept, by how many they are shifted to the right) that make v."""
@@ -143,17 +171,14 @@ class Words:
     def alike(self, v: Value, dtype: DType) -> X:
         """All elements are the same."""
         if (number := self.number(v)) is not None:
-            return _halves(number) if dtype.is_float else _bytes(int(number) & 255)
+            return _word(number, dtype)
         return call(self.em.fn(f"pack_{dtype.name}"), *[self.em.scalar(v)] * dtype.per_register)
 
     def one_by_one(self, v: Value, table: np.ndarray) -> X:
         return call(self.em.fn(f"pack_{v.type.dtype.name}"), *[self.single.value(v, t, final=True) for t in table.T])
 
 
-def _bytes(value: int) -> X:
-    return X(f"0x{value * 0x01010101:08x}u")
-
-
-def _halves(value: float) -> X:
-    bits = int(np.float16(value).view(np.uint16))
-    return X(f"0x{bits:04x}{bits:04x}u")
+def _word(number: float, dtype: DType) -> X:
+    """The same number in all of a register."""
+    one = np.atleast_1d(to_dtype(np.float32(number), dtype) if dtype.is_float else np.int64(number)).astype(dtype.stored)
+    return X(f"0x{int(np.repeat(one, dtype.per_register).view(np.uint32)[0]):08x}u")

@@ -69,6 +69,12 @@ class Plan:
             v = op.operands[0]
         return v
 
+    def unturned(self, v: Value) -> Value:
+        """The value that has the same registers, in the same order: v without its transposes."""
+        while (op := self.maker.get(v)) is not None and op.kind == "transpose":
+            v = op.operands[0]
+        return v
+
     def wraps(self, v: Value) -> bool:
         """Whether a signed integer follows from numbers in memory or from a hash: its arithmetic may overflow, which C++ leaves undefined.
         Positions are known not to (`ir.ranges`)."""

@@ -1,4 +1,4 @@
-"""Records for elements of 8 bits, four of which share a register: packing, unpacking and rounding.
+"""Records for elements of 8 bits, four of which share a register: packing, unpacking and rounding; masks of such and of halves.
 
 Floats of 8 bits are converted by `cvt` from sm_89 on; before that by arithmetic on the bits of a float, with the same results: a
 float rounds to nearest even, one that is too large to the largest finite number, NaN stays NaN.
@@ -19,6 +19,11 @@ def _integers() -> list[Instr]:
             "bits of element i of a packed array of bytes", "unsigned char"),
         fn("spread_bytes", "uint32_t w, int second", "return __byte_perm(w, 0x64, second ? 0x4342 : 0x4140);",
             "the first or the second two bytes of a word, each as the low bits of a half of 1024 and more"),
+        fn("mask_x2", "bool a, bool b", "return (a ? 0xffffu : 0u) | (b ? 0xffff0000u : 0u);",
+            "the bits of the halves of a word that are chosen"),
+        fn("mask_x4", "bool a, bool b, bool c, bool d",
+            "return (a ? 0xffu : 0u) | (b ? 0xff00u : 0u) | (c ? 0xff0000u : 0u) | (d ? 0xff000000u : 0u);",
+            "the bits of the bytes of a word that are chosen"),
         reads("ld_shared_b8", "uint32_t src", "ld.shared.u8 %0, [%1];", "PTX ISA, ld", "unsigned short"),
         does("st_shared_b8", "uint32_t dst, unsigned short v", "st.shared.u8 [%0], %1;", "PTX ISA, st"),
     ]

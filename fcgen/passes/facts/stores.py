@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,10 @@ from ...ir.alignment import WIDEST, demands, promised
 from ...ir.core import Kernel, Op, Value, made_within, walk, walk_kernel
 from ...ir.known import const_of
 from ...ir.layout import RegLayout, native_smem
+from ...ir.lifetimes import WRITES
 from ...ir.moves import matrix_blocks
 from ...ir.named_barriers import WARPGROUP
+from ...ir.rings import ring_of
 from ...ir.store_ops import MOST_AXES, part_shape, refusal
 from ...ir.target import Target
 from ...ir.types import Buffer, Tensor
@@ -32,8 +35,9 @@ class Staging:
     across: bool
 
 
-def staging(op: Op, warps: int, target: Target) -> Staging:
-    """For a store of a fragment of two axes. Raises FcError where the target, or the tensor map, cannot do it."""
+def staging(op: Op, warps: int, target: Target, lies: Buffer | None = None) -> Staging:
+    """For a store of a fragment of two axes. lies: how it lies in shared memory for others, who meet at a barrier of all warps, so that one
+    thread may store all of it from there, if that can be. Raises FcError where the target, or the tensor map, cannot do it."""
     tensor, frag = op.operands[0], op.operands[1].type
     assert isinstance(tensor.type, Tensor)
     if "tma_store_2d" not in target.instrs:
@@ -41,6 +45,8 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
+    if lies is not None and not lies.layout.pad and not op.get("turn") and refusal(Access.of(op), lies, lies.shape[0]) is None:
+        return Staging(lies, 1, False)
     groups = max(1, warps // WARPGROUP)  # the smallest part that has a barrier of its own
     axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
     parts, across = 1 if axis is None else groups, axis == 1
@@ -97,6 +103,17 @@ def is_box(store: Op) -> bool:
     return len(access.shape) == 2 and not access.listed and not access.scattered
 
 
+def stored_alone(kernel: Kernel) -> set[Value]:
+    """The staged tiles that nothing but bulk stores reads."""
+    made = {v: o for o in walk_kernel(kernel) for v in o.results if o.kind == "slot"}
+    readers: dict[Value, set[str]] = {}
+    for o in walk_kernel(kernel):
+        for v in o.operands if o.kind not in WRITES | {"slot"} else ():
+            if isinstance(v.type, Buffer):
+                readers.setdefault(ring_of(v, made), set()).add(o.kind)
+    return {v for v, kinds in readers.items() if kinds == {"tma_store"}}
+
+
 def out_of_turn(op: Op) -> FcError:
     """Who waits for a turn must not be a warp that others wait for."""
     return FcError("compile/unsupported", f"adds to {op.operands[0].name} have turns, for which only a thread of its own can wait",
@@ -112,18 +129,54 @@ def stored_apart(loop: Op, defs: Mapping[Value, Op]) -> set[Value]:
 
     def step(v: Value | None) -> int:
         """What a position moves by from one iteration to the next; 0 where that is not known."""
-        op = defs.get(v) if v is not None else None
-        if v is body.args[0] or op is None or len(op.operands) != 2:
-            return int(v is body.args[0])
-        for a, b in (op.operands, op.operands[::-1]):
-            if op.kind == "mul" and isinstance(c := const_of(b, defs), int):
-                return c * step(a)
-            if (op.kind == "add" or (op.kind == "sub" and a is op.operands[0])) and b not in inside and (s := step(a)):
-                return s
-        return 0
+        terms = _terms(v, defs)
+        return terms.pop(body.args[0], 0) if inside.isdisjoint(terms.keys() - {body.args[0]}) else 0
 
     moves = lambda op: any(a.word in ("at", "tile") and abs(step(a.start)) >= a.size for a in Access.of(op).axes)
     return {op.operands[0] for op in stores} - {op.operands[0] for op in stores if not moves(op)}
+
+
+def lie_apart(a: Op, b: Op, loops: Mapping[Value, Op], defs: Mapping[Value, Op]) -> bool:
+    """Whether two bulk stores to a tensor, in one iteration of all loops around both, never meet: of different iterations of one loop that
+    passes have taken apart. loops: index -> its loop."""
+
+    def elsewhere(loop: Op, place: Counter[Value | None]) -> bool:
+        """Whether a position is none of those that a loop's index has."""
+        other = loops.get(v) if len(place) == 1 and (v := next(iter(place))) is not None and place[v] == 1 else None
+        if other is not None and loop.get("chain") is not None and loop.get("chain") == other.get("chain"):
+            return other is not loop
+        from_start, from_end = (_less(place, _terms(bound, defs)) for bound in loop.operands[:2])
+        return (set(from_start) == {None} and from_start[None] < 0) or (set(from_end) <= {None} and from_end[None] >= 0)
+
+    def moved(start: Value | None, other: Value | None, size: int) -> bool:
+        off = _less(_terms(start, defs), _terms(other, defs))
+        for i, step in off.items():
+            loop = loops.get(i) if i is not None else None
+            if loop is not None and abs(step) >= size and not any(n % step for n in off.values()):
+                if elsewhere(loop, Counter({v: -n // step for v, n in off.items() if v is not i})):
+                    return True
+        return False
+
+    axes = [(x, y) for x, y in zip(Access.of(a).axes, Access.of(b).axes) if x.word == y.word and x.word in ("at", "tile")]
+    return any(moved(x.start, y.start, max(x.size, y.size)) for x, y in axes)
+
+
+def _terms(v: Value | None, defs: Mapping[Value, Op]) -> Counter[Value | None]:
+    """A position as a sum: what it follows from -> how often that counts; None stands for one."""
+    op, c = (defs.get(v), const_of(v, defs)) if v is not None else (None, 0)
+    if isinstance(c, int):
+        return Counter({None: c}) if c else Counter()
+    for x, y in (op.operands, op.operands[::-1]) if op is not None and op.kind == "mul" else ():
+        if isinstance(n := const_of(y, defs), int):
+            return Counter({t: n * k for t, k in _terms(x, defs).items()})
+    if op is None or op.kind not in ("add", "sub"):
+        return Counter({v: 1})
+    first, second = (_terms(o, defs) for o in op.operands)
+    return _less(first, second if op.kind == "sub" else Counter({t: -k for t, k in second.items()}))
+
+
+def _less(a: Counter[Value | None], b: Counter[Value | None]) -> Counter[Value | None]:
+    return Counter({v: n for v in {**a, **b} if (n := a[v] - b[v])})
 
 
 def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:

@@ -30,9 +30,9 @@ class Touch:
     area: tuple
     copy: bool = False
 
-    def shifted(self) -> Touch:
-        """The same access seen from the next iteration."""
-        return self if self.rel is None or self.ring.type.slots == 1 else Touch(self.ring, self.rel - 1, self.write, self.area, self.copy)
+    def shifted(self, by: int = -1) -> Touch:
+        """The same access seen from the next iteration, or one of the next iteration from this one (by = 1)."""
+        return self if self.rel is None or self.ring.type.slots == 1 else Touch(self.ring, self.rel + by, self.write, self.area, self.copy)
 
     def forgotten(self) -> Touch:
         """The same access where the ring's count starts anew."""

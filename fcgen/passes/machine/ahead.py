@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.depends import followed
-from ...ir.lifetimes import WRITES
+from ...ir.lifetimes import STORES, WRITES
+from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, branch, copy_op, map_bodies, remove_dead
+from ...ir.rings import RELEASES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor
@@ -84,7 +86,7 @@ class _Early:
             waits = [o for o in ops[:n] if o.kind == "mbar_wait" and o.operands[1] in slots]
             found.update(places, waits, around)
             only.update(waits, around)
-        rest = [o for o in ops if o not in only]
+        rest = _stored_before([o for o in ops if o not in only])
         mine = [o.with_attrs(early=False) if o.kind == "wgmma" else o for o in ops if o in found]
         steps = {body.yielded[n] for n, v in enumerate(body.args[1:]) if any(v in o.operands for o in mine)}
         at = max((n + 1 for n, o in enumerate(rest) if o.kind == "settle" or any(r in steps for r in o.results)), default=0)
@@ -126,3 +128,18 @@ class _Early:
         for o in self.rest[self.at:]:
             b.add(copy_op(o, env))
         return [*env.all(body.yielded), *ahead]
+
+
+def _stored_before(ops: list[Op]) -> list[Op]:
+    """A body's ops, where bulk stores of what hangs on no result of the last product are staged while that runs: what stands behind it
+    comes behind the next iteration's products, too."""
+    last = max((n for n, o in enumerate(ops) if o.kind == "settle"), default=len(ops) - 1)
+    moved, stay, late = list[Op](), list[Op](), set(ops[last].results)
+    for o in ops[last + 1:]:
+        stored = o.kind in {*STORES, "tma_store", "bulk_commit"}
+        moves = late.isdisjoint(o.reads) and (stored or not (o.regions or o.kind in RELEASES or has_effect(o)))
+        late.update(() if moves else (*o.results, *(v for v in o.operands if o.kind in STORES)))
+        (moved if moves else stay).append(o)
+    if any(o.kind == "tma_store" for o in stay) or not any(o.kind == "tma_store" for o in moved):
+        return ops
+    return [*ops[:last], *moved, ops[last], *stay]

@@ -18,7 +18,7 @@ from ...errors import FcError
 from ...ir.core import Kernel, Role, Value, walk_kernel
 from ...ir.lifetimes import meet, spans
 from ...ir.memory_map import told
-from ...ir.rings import read_by_one
+from ...ir.rings import read_by_one, ring_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor, Mbarrier
@@ -36,8 +36,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, buffers=tuple(offsets)).with_meta(stage="allocated", smem_offsets=tuple(offsets.values()), smem_bytes=total)
 
 
-def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], int]:
-    """(how much had to be shared with what bulk stores read, or channels: 0 nothing, buffer that is used -> its offset, bytes in all)."""
+def offsets_of(kernel: Kernel, target: Target, whole: bool = False) -> tuple[int, dict[Value, int], int]:
+    """(how much had to be shared with what bulk stores read, or channels: 0 nothing, buffer that is used -> its offset, bytes in all).
+    whole: as of `spans`."""
     live: dict[Value, tuple[Role | None, tuple[int, int]]] = {}
     posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
     told = {o.operands[1] for o in walk_kernel(kernel) if o.kind == "st_shared" and o.get("block") is not None}
@@ -46,13 +47,14 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
                     or isinstance(o.operands[1].type, Cursor))}  # a channel: its mbarriers order it, and nothing else
     reader = read_by_one(kernel)
     for role in kernel.roles:
-        for b, span in spans(role.body, set(kernel.buffers), reader).items():
+        for b, span in spans(role.body, set(kernel.buffers), whole, reader).items():
             alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own
             if reader.get(b, role) is role:
                 live[b] = (role, span) if b in reader or not alone else (None, ALWAYS)
     kept = [b for b in kernel.buffers if b in live]
     beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
-    sent = {op.operands[-1] for op in walk_kernel(kernel) if op.kind == "tma_store"}
+    made = {v: o for o in walk_kernel(kernel) for v in o.results if o.kind == "slot"}
+    sent = {ring_of(op.operands[-1], made) for op in walk_kernel(kernel) if op.kind == "tma_store"}
     ring = lambda a, b: a in reader or b in reader
     rules = (lambda a, b: ring(a, b) or a in sent or b in sent, lambda a, b: ring(a, b) or (a in sent) != (b in sent), ring,
              lambda a, b: False)

@@ -5,7 +5,8 @@ issues its products, waits until those of iteration i - 1 are done, and lets go 
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
 Where tiles follow from other products, nothing is carried: who makes the next ones waits for the slots of these.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
-products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
+products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product. A
+branch may stand beside the products if it does nothing but element work, such as the mask of some tiles.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ...ir.core import Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.registers import frag_words, least
 from ...ir.rewrite import Builder, branch
-from ...ir.rings import position
+from ...ir.rings import position, ring_of
 from ...ir.types import Buffer, Pending
+from ..facts.common import effect
 
 #: registers that ptxas wants besides accumulators, both iterations' left operands and what these are made of: of fewer it spills some, or
 #: serialises the products (C7512)
@@ -49,7 +51,7 @@ def carried(loop: Op, room: int, stored: Container[Value] = ()) -> list[Op] | No
 def _find(loop: Op, room: int, stored: Container[Value]) -> _Products | None:
     body = loop.regions[0]
     settles = {o.result: o for o in body.ops if o.kind == "settle"}
-    if not settles or loop.get("unroll") or any(o.regions or o.kind == "turn" for o in body.ops):
+    if not settles or loop.get("unroll") or any((o.regions and effect(o) != "none") or o.kind == "turn" for o in body.ops):
         return None
     readers, carried_values = uses(body), body.args[1:]
     made = body.made
@@ -76,12 +78,11 @@ def _find(loop: Op, room: int, stored: Container[Value]) -> _Products | None:
     words, accs = sum(frag_words(v.type) for v in lefts), sum(frag_words(carried_values[n].type) for n in at)
     if lefts and max(least(body) + words, accs + 3 * words + APART) > room:
         return None
-    ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
-    read = set(map(ring, tiles))
+    read = {ring_of(v, made) for v in tiles}
     if any(v in stored for v in read):
         return None
-    if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
+    if any(o.kind in WRITES and read & {ring_of(v, made) for v in o.operands} for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
     rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
     arrivals, steps = [], []

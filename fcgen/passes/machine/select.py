@@ -49,11 +49,16 @@ class _Selector:
     copies: dict[tuple[Any, ...], Value] = field(default_factory=dict)  # n-th staging buffer of a kind in each loop of a chain -> it
     chain: Any = None  # of the loop whose body is selected; staged: how many buffers of a kind it has had
     staged: dict[Any, int] = field(default_factory=dict)
+    #: fragments that this block stages for readers in its own iteration -> where they lie; and staged tiles that are read in the next one
+    tiles: dict[Value, Value] = field(default_factory=dict)
+    later: set[Value] = field(default_factory=set)
 
     def block(self, block: Block, env: Env, warps: int) -> Block:
         self.warps = warps
-        b, held = Builder(), dict(self.held)
-        for op in block.ops:
+        b, held, tiles = Builder(), dict(self.held), self.tiles
+        self.tiles = {}
+        self.later.update(v for o in block.ops if o.get("behind") for v in o.operands)
+        for op in _staged_first(block.ops) if self.schedule.epilogue == "tma" else block.ops:
             b.loc = op.loc
             op = op.reading(env.all(op.operands))
             if op.kind == "for" and self.schedule.hold_a:
@@ -69,7 +74,7 @@ class _Selector:
                 self.chain, self.staged = op.get("chain"), {}
             b.add(replace(op.within(lambda r: self.block(r, env, warps)), results=results))
             self.chain, self.staged = outer
-        self.held = held  # what was fetched in this block does not reach the ops outside it
+        self.held, self.tiles = held, tiles  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
 
     # ---- data movement -----------------------------------------------------------------------------------------------
@@ -93,11 +98,14 @@ class _Selector:
         return {**attrs, "vec": 1} if self.schedule.copy == "scalar" else attrs
 
     def bulk_store(self, op: Op, b: Builder) -> None:
-        """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
+        """From where the tile lies for other readers, or through a buffer of its own, from which one thread of each group of warps with
+        rows of their own starts a copy."""
         frag = op.operands[1]
-        s = staging(op, self.warps, self.target)
-        buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
-        self.put(frag, buffer, b)
+        buffer = self.tiles.get(frag)
+        s = staging(op, self.warps, self.target, buffer.type if buffer is not None else None)
+        if buffer is None or s.buffer is not buffer.type:
+            buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
+            self.put(frag, buffer, b)
         self.send(op, buffer, s, b)
 
     def send(self, op: Op, buffer: Value, s: Staging, b: Builder) -> None:
@@ -118,6 +126,8 @@ class _Selector:
         buffer = self.staging(op.result.type, op.result.name)
         self.put(op.operands[0], buffer, b)
         env[op.result] = buffer
+        if op.result not in self.later:
+            self.tiles.setdefault(op.operands[0], buffer)
 
     def staging(self, t: Buffer, name: str, tensor: Value | None = None) -> Value:
         """A buffer to stage a tile in. Copies of a loop, which run one after the other, have theirs in common where engines read them:
@@ -340,6 +350,13 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
     attrs = {"unroll": True} if unroll else {}
     b.add(Op("for", (b.const(0), b.const(count), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
     return result
+
+
+def _staged_first(ops: tuple[Op, ...]) -> list[Op]:
+    """A block's ops, where a tile that others read too is staged for them in front of its bulk store."""
+    stored = {o.operands[1]: n for n, o in reversed([*enumerate(ops)]) if o.kind == "store" and is_box(o)}
+    at = [min(n, stored.get(o.operands[0], n) - 0.5) if o.kind == "stage" else n for n, o in enumerate(ops)]
+    return [ops[n] for n in sorted(range(len(ops)), key=at.__getitem__)]
 
 
 def _as_read(op: Op, a: Value) -> tuple[Value, bool, tuple[int, ...]]:

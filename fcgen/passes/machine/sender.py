@@ -3,7 +3,8 @@
 In: selected machine IR whose first role is one thread, with the waits and arrivals of its other channels. Out: the same, where a tile that
 a loop stages for a bulk store travels through a channel: warps wait until its slot is free, stage, say that it is full and go on. The role
 `send`, a warp beside the one that copies, walks the same loops: it waits for the warps of each part, starts the part's store, and frees the
-slot when the engine has read it (`sync` puts that wait there). A tile that is added in turn waits for it there, and ends it when it has
+slot when the engine has read it (`sync` puts that wait there). A tile that products read too stays with the warps that compute, who wait
+for all of it anyway. A tile that is added in turn waits for it there, and ends it when it has
 been written. So no warp that computes issues a store, or waits for one. Guaranteed: a
 channel has a second slot where that costs no block its room.
 """
@@ -23,7 +24,7 @@ from ...ir.target import Target
 from ...ir.tile_ops import in_turn
 from ...ir.types import Frag
 from ..facts.common import without_effect
-from ..facts.stores import out_of_turn
+from ..facts.stores import out_of_turn, stored_alone
 from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
 from .alloc import side_by_side
@@ -36,10 +37,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not schedule.sender:
         return _in_turn(kernel)
     main, first = kernel.roles[-1], kernel.roles[0]
+    alone = stored_alone(kernel)
     sent = {o.operands[-1]: o["parts"] for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0])
-            if o.kind == "tma_store" and o.operands[-1] in kernel.buffers}
+            if o.kind == "tma_store" and o.operands[-1] in alone}
     if not sent:
-        raise without_effect("sender", "no loop stores a tile by bulk copies", got=True)
+        raise without_effect("sender", "no loop stores a tile by bulk copies that no product reads", got=True)
     if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:
         raise without_effect("sender", "no thread of its own copies tiles", got=True)
     kernel = _through(kernel, sent, 2, schedule, target) or _through(kernel, sent, 1, schedule, target) or kernel

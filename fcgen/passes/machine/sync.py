@@ -11,7 +11,8 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared, cp_async -> wgmma                       (wait_group,) proxy_fence (wgmma reads through the async proxy), then barrier
   wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
-  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
+  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier: in loops one that
+                                                     is there anyway, if there is one
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
   ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads;
                                                      arrivals that stand close share one (`gather`)
@@ -40,7 +41,7 @@ from ...ir.rings import read_by_one, strays
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
-from ..facts.stores import stored_apart
+from ..facts.stores import lie_apart, stored_apart
 from . import gather
 from .accesses import READS, WHOLE, Touch, area_of, conflict
 
@@ -60,8 +61,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         others = shared - {v for v in over if reader[v] is role}  # what lies over a ring follows the role's own reads
         s = _Sync(offsets, role, others, freed, len(kernel.roles) > 1 and is_one_thread(role))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
-        if state.bulk:
-            ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
+        if state.bulk:  # what they write is written by the end of the kernel, whether or not its threads are there
+            ops.append(Op("bulk_wait", attrs={"n": 0, "read": True}, loc=role.body.ops[-1].loc))
         if any(state.groups) or state.open:
             ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
         roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
@@ -71,18 +72,20 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass(frozen=True)
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
-    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
-    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read, by group, oldest
-    first: a barrier before their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
+    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: bulk stores
+    of this program that may not be complete, and whether they are of this iteration of the loops around. flying: what products in flight
+    may still read, by group, oldest first: a barrier before their `settle` orders nothing. Since the last proxy fence: read: rings that
+    plain loads have read from; fresh: whether plain stores have written."""
 
     seen: frozenset[Touch]
     lane: frozenset[Touch]
     groups: tuple[frozenset[Touch], ...]
     open: frozenset[Touch]
     bulk: tuple[frozenset[Touch], ...] = ()
-    sent: frozenset[tuple[Value, bool]] = frozenset()
+    sent: frozenset[tuple[Op, bool]] = frozenset()
     flying: tuple[frozenset[Touch], ...] = ()
     read: frozenset[Value] = frozenset()
+    fresh: bool = False
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
@@ -93,7 +96,12 @@ class _State:
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
                       both(self.bulk, other.bulk), self.sent | other.sent, both(self.flying, other.flying),
-                      self.read | other.read).trim()
+                      self.read | other.read, self.fresh or other.fresh).trim()
+
+    def fenced(self, out: list[Op], op: Op) -> _State:
+        """With a proxy fence in front of an op, or behind it."""
+        out.append(Op("proxy_fence", loc=op.loc))
+        return replace(self, read=frozenset(), fresh=False)
 
     def trim(self) -> _State:
         """Without groups at the old end that nobody waits for: empty ones, and bulk stores of what newer ones read too."""
@@ -113,9 +121,12 @@ class _Sync:
         """lone: the role is one thread."""
         self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, role.warps, definitions(role.body), shared, freed
         self.lone = lone
+        self.loops = {o.regions[0].args[0]: o for o in walk(role.body) if o.kind == "for"}
+        #: op -> writes that come later, for which bulk stores are waited for in front of its barrier
+        self.early: dict[Op, list[Touch]] = {}
         ops = tuple(walk(role.body))
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
-        self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
+        self.parts: dict[Value, int] = {self.place(o.operands[-1])[0]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: position in a channel -> the one that it begins with, and the rings whose slots are found with that
@@ -133,6 +144,7 @@ class _Sync:
     def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
         out: list[Op] = []
         for n, op in enumerate(ops):
+            state = self.read(self.early.get(op, []), state, out, op)
             if op.kind in ("for", "while"):
                 state = self.loop(op, state, out)
             elif op.kind == "if":
@@ -154,7 +166,7 @@ class _Sync:
         if op.kind == "barrier":
             return replace(state, seen=frozenset(), lane=frozenset())
         if op.kind == "proxy_fence":
-            return replace(state, read=frozenset())
+            return replace(state, read=frozenset(), fresh=False)
         if op.kind == "commit_group":
             return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
         mine = lambda a: a.ring in self.slots.get(self.begins[op.operands[1]], ()) and a.area[-1] == op.get("part")
@@ -163,8 +175,7 @@ class _Sync:
             out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
             state = replace(state, bulk=state.bulk[len(state.bulk) - n:])
         if state.read & self.freed.get(op.operands[0], set()):
-            out.append(Op("proxy_fence", loc=op.loc))
-            return replace(state, read=frozenset())
+            return state.fenced(out, op)
         return state
 
     def access(self, op: Op, state: _State, out: list[Op], by: Op) -> _State:
@@ -174,16 +185,16 @@ class _Sync:
             return state
         out.append(op)
         if op.kind == "tma_store":
-            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {_target(op)})
+            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {(op, True)})
         if op.kind == "wgmma":
             state = replace(state, flying=(*state.flying, accesses)).trim()
         copies = frozenset(a for a in accesses if a.copy)
         plain = accesses - copies
         read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
-        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
-        if any(a.ring in self.parts for a in plain):
-            out.append(Op("proxy_fence", loc=op.loc))
-            state = replace(state, read=frozenset())
+        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read,
+                        fresh=state.fresh or any(a.write for a in plain))
+        if any(a.write and a.ring in self.parts for a in plain):
+            state = state.fenced(out, op)
         return state
 
     def before(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
@@ -202,9 +213,8 @@ class _Sync:
             others = lambda past: frozenset(a for a in past if self.parts.get(a.ring) != parts)
             return replace(state, seen=others(state.seen), lane=others(state.lane))
         if wait is not None or self.meet(state.seen, accesses, "block"):
-            if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
-                out.append(Op("proxy_fence", loc=op.loc))
-                state = replace(state, read=frozenset())
+            if (state.fresh or wait is not None) and (op.kind == "wgmma_fence" or self.for_products(state)):
+                state = state.fenced(out, op)
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())
         if self.meet(state.lane, accesses, "warp"):
@@ -214,11 +224,21 @@ class _Sync:
 
     def bulk(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
         """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
-        if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
+        if op.kind == "tma_store" and any(self.may_meet(s, op) for s in state.sent):
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
             if not self.lone:
                 out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
+        return self.read(accesses, state, out, op)
+
+    def may_meet(self, sent: tuple[Op, bool], op: Op) -> bool:
+        """Whether a bulk store that may be on its way writes where another one does, but for two that add."""
+        other, here = sent
+        return (other.operands[0] is op.operands[0] and not "add" == other.get("reduce") == op.get("reduce")
+                and not (here and lie_apart(other, op, self.loops, self.defs)))
+
+    def read(self, accesses: list[Touch], state: _State, out: list[Op], op: Op) -> _State:
+        """Wait until bulk stores have read what is written here."""
         n = self.newest(state.bulk, accesses)
         if n is None:
             return state
@@ -231,6 +251,10 @@ class _Sync:
         """How many groups came after the newest one that matters; older ones are done when it is."""
         meets = lambda group: any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses)
         return next((n for n, group in enumerate(reversed(groups)) if meets(group)), None)
+
+    def for_products(self, state: _State) -> bool:
+        """Whether matrix instructions may read what has been stored."""
+        return any(a.write and a.ring in self.products for a in state.seen)
 
     def of_parts(self, past: frozenset[Touch], accesses: list[Touch]) -> int:
         """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
@@ -257,10 +281,12 @@ class _Sync:
             cleared = replace(state, seen=frozenset(), lane=frozenset())
             fewer = self.settled(op, cleared, next_iteration)
             if _barriers(fewer[0]) < _barriers(body):
-                if any(a.write and a.ring in self.products for a in state.seen):
-                    out.append(Op("proxy_fence", loc=op.loc))
+                if self.for_products(state):
+                    state.fenced(out, op)
                 out.append(Op("barrier", loc=op.loc))
                 state, (body, back) = cleared, fewer
+        if op.kind == "for":
+            body, back = self.waiting_early(op, state, next_iteration, body, back)
         if _common_barrier(body):
             if op.kind == "for" and not self.per_warp.isdisjoint(op.operands[:2]):
                 raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
@@ -271,16 +297,36 @@ class _Sync:
         out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
         return state.join(back)
 
+    def waiting_early(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch], body: list[Op],
+                      back: _State) -> tuple[list[Op], _State]:
+        """The same, where waits for bulk stores that have a barrier of their own stand in front of one that is there anyway: the last one
+        before the write that they are for, in its iteration or the one before."""
+        barriers = [n for n, o in enumerate(body) if o.kind == "barrier"]
+        for n in barriers:
+            if body[n - 1].kind != "bulk_wait" or not body[n - 1]["read"]:
+                continue
+            writes = self.accesses(body[n + 1])
+            places = [(m, writes) for m in reversed(barriers) if m < n][:1]
+            places += [(m, [a.shifted(1) for a in writes]) for m in barriers[-1:] if m > n]
+            for m, accesses in places:
+                self.early[body[m + 1]] = accesses
+                fewer = self.settled(op, state, next_iteration)
+                if sum(o.kind == "barrier" for o in fewer[0]) < len(barriers):
+                    return self.waiting_early(op, state, next_iteration, *fewer)
+                del self.early[body[m + 1]]
+        return body, back
+
     def settled(self, op: Op, state: _State, next_iteration: Callable[[Touch], Touch]) -> tuple[list[Op], _State]:
         """The body for any iteration, where `state` is in front of the first, and the state behind one as the next sees it."""
-        entry = state
+        entry, inside = state, set(walk(op.regions[0]))
         for _ in range(8):
             body, after = self.ops(op.regions[0].ops, entry)
             back = after.map(next_iteration)
             if op.kind == "while":  # the next tile of the grid: programs write to places of their own
                 back = replace(back, sent=frozenset())
-            apart = stored_apart(op, self.defs) if not all(add for _, add in back.sent) else set()
-            joined = state.join(replace(back, sent=frozenset(s for s in back.sent if s[0] not in apart)))
+            apart = stored_apart(op, self.defs) if any(not o.get("reduce") for o, _ in back.sent) else set()
+            joined = state.join(replace(back, sent=frozenset((o, here and o not in inside) for o, here in back.sent
+                                                             if o.operands[0] not in apart)))
             if joined == entry:
                 return body, back
             entry = joined
@@ -348,10 +394,6 @@ def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
                 found = {ring for cursor, full, ring in filled if cursor is op.operands[1] and full is not op.operands[0]}
                 out[op.operands[0]] = out.get(op.operands[0], set()) | found
     return out
-
-
-def _target(op: Op) -> tuple[Value, bool]:
-    return op.operands[0], op.get("reduce") == "add"
 
 
 def _common_barrier(ops: Iterable[Op]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import Loc
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, blocks, uses, walk
+from ...ir.depends import depending
 from ...ir.layout import SmemLayout
 from ...ir.rewrite import Builder, edited
 from ...ir.schedule import Schedule
@@ -166,13 +167,15 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int],
         groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else o, []).append(o)
     channels: list[Channel] = []
     number: dict[Op, int] = {}
+    apart = [depending(body, index) for index in body.args] if schedule.hints else []  # what differs along each axis of the grid
     for ops in groups.values():
         looped = any(o in inside for o in ops)
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
         number.update((o, len(channels)) for o in ops)
         beside = _led(ops, ring, body, channels, number, warps)
         blocks, reading = min(shared.get(o, 1) for o in ops), sum(warps[ops[0]].values())
-        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, reading, looped, blocks))
+        again = any(of.isdisjoint(v for o in ops for v in o.operands) for of in apart)
+        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, reading, again, blocks))
 
     return edited(body, lambda o: o.with_attrs(channel=number[o]) if o in number else o), channels
 

@@ -4,7 +4,8 @@ A load that stands in a loop with products, from a place that the loop's index d
 tiles before it run, if the target's copies can move it: what is computed from it, and what is added to a product, waits for no memory. How
 many such rings there are is a matter of room: rows come first, then the smallest tiles. Where a bulk copy fills a ring, one slot is enough
 to be ahead, since its readers take it into registers at once; a role that makes operands takes longer, and reads what there is no room for
-two of straight from the tensor.
+two of straight from the tensor. Where copies of a loop (for masked and for whole tiles) differ in that, one reading a tile in registers and
+another from shared memory, the tile travels through the latter's slots.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
     span = t.dtype.bytes * t.shape[-1]
     layout = native_smem(t.shape[-1], t.dtype.bytes) if len(t.shape) == 2 and span % 32 == 0 else SmemLayout(t.shape[-1])
     return Buffer(t.dtype, t.shape, layout, slots)
+
+
+def find_twins(homes: Homes, stored: set[Value]) -> dict[Value, Value]:
+    """Loaded tile at home in registers -> the tile of another copy of its load, which products read as it is stored."""
+    loads = [o for o, _ in _loads(homes.kernel.body, None)]
+    as_stored = {(o["site"], o.result.type): o.result for o in loads if o.result in stored}
+    found = {o.result: as_stored.get((o["site"], o.result.type)) for o in loads if o.result not in stored}
+    return {v: twin for v, twin in found.items() if twin is not None}
 
 
 def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:

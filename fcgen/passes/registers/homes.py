@@ -22,7 +22,7 @@ from ...ir.types import Tile
 from ..facts.common import ALIKE, ELEMENTWISE
 from ..facts.jobs import of_makers
 from ..facts.warp_grid import grid_of
-from .flights import find_flights
+from .flights import find_flights, find_twins
 
 SMEM = "smem"
 #: elements of one row that a lane holds before more lanes are worth shorter runs
@@ -54,7 +54,10 @@ class Homes:
                     self.defs.pop(a, None)
         self._solve(body)
         #: loaded tiles that travel through a ring before they come home -> its slots
-        self.rings = find_flights(self, {v for v, h in self.home.items() if h == SMEM})
+        stored = {v for v, h in self.home.items() if h == SMEM}
+        self.rings = find_flights(self, stored)
+        #: loaded tiles that come home from slots which products of other copies of the load read -> what these read
+        self.twins = find_twins(self, stored)
 
     def __getitem__(self, v: Value) -> Home:
         return self.home.get(v)
@@ -267,6 +270,9 @@ class Homes:
             if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile) and u.result.type.shape == v.type.shape:
                 if (found := self._multiplied(u.result, made_with, seen)) is not None:
                     return found
+            elif u.kind == "transpose":
+                if (found := self._multiplied(u.result, made_with, seen)) is not None:
+                    return found.transpose()
             elif u.kind == "dot" and v is u.operands[0] and u["math"] in ("mma", "wgmma") and self.schedule.reuse_frags:
                 return self.a_layout(u) if u.result in made_with else None
         return None

@@ -174,7 +174,8 @@ class _Placer:
         if isinstance(v.type, Scalar):
             return env[v]
         have = self.homes[v]
-        if v in self.homes.rings and self.homes[v] == home:
+        flies = v in self.homes.rings or v in self.homes.twins
+        if flies and self.homes[v] == home:
             return self.landed(v, env)
         if have == home:
             return env[v]
@@ -182,7 +183,7 @@ class _Placer:
             if (v, home) in scope:
                 return scope[v, home]
         if have is not None:
-            out = self.convert(self.landed(v, env) if v in self.homes.rings else env[v], home, b, v.name, v)
+            out = self.convert(self.landed(v, env) if flies else env[v], home, b, v.name, v)
         elif isinstance(home, OpaqueLayout) and self.homes.defs[v].kind != "full":
             out = self.convert(self.want(v, self.homes.partner(v.type), b, env), home, b, v.name)
         else:
@@ -293,13 +294,14 @@ class _Placer:
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
         attrs = {**op.attrs, "vec": self.homes.widest(op)}
-        if home == SMEM:
-            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result), self.homes.columns(op.result))
+        stored = op.result if home == SMEM else self.homes.twins.get(op.result)
+        if stored is not None:
+            type_: Any = buffer_for(t.dtype, t.shape, self.reader(stored), self.homes.columns(stored))
         elif op.result in self.homes.rings:
             type_, attrs["stages"] = ring_buffer(t), self.homes.rings[op.result]
         else:
             type_ = _frag(op.result, home)
-        threads = copy_threads(t, attrs["vec"], self.schedule) if home == SMEM else home
+        threads = copy_threads(t, attrs["vec"], self.schedule) if stored is not None else home
         where = self.positions(op, threads, b, env)
         env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **attrs)
         if op.result in self.in_regs:

@@ -11,6 +11,25 @@ __device__ __forceinline__ void ld_global_b32x4(uint32_t* d, const void* src) {
     d[0] = v.x; d[1] = v.y; d[2] = v.z; d[3] = v.w;
 }
 
+// the bits of the halves of a word that are chosen
+__device__ __forceinline__ uint32_t mask_x2(bool a, bool b) {
+    return (a ? 0xffffu : 0u) | (b ? 0xffff0000u : 0u);
+}
+
+// PTX ISA, mul: two halves at once, each rounded to nearest even
+__device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
+// PTX ISA, add: two halves at once, each rounded to nearest even
+__device__ __forceinline__ uint32_t add_f16x2(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("add.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
 // PTX ISA, cvt: two floats to packed halves, the first in the low half
 __device__ __forceinline__ uint32_t pack_f16(float lo, float hi) {
     uint32_t d;
@@ -28,11 +47,6 @@ __device__ __forceinline__ float to_f32_f16(unsigned short h) {
 // element i of packed halves
 __device__ __forceinline__ float at_f16(const uint32_t* p, int i) {
     return to_f32_f16(static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]));
-}
-
-// x rounded to half
-__device__ __forceinline__ float round_f16(float x) {
-    return to_f32_f16(static_cast<unsigned short>(pack_f16(x, 0.0f)));
 }
 
 // 4 registers in one global store
@@ -70,11 +84,9 @@ half_math_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, 
     uint32_t w[8];
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const float w_2 = round_f16(round_f16(at_f16(u, 2 * i) * at_f16(u, 2 * i)) + 0.099975586f);
-        const float w_3 = round_f16(round_f16(at_f16(u, 2 * i + 1) * at_f16(u, 2 * i + 1)) + 0.099975586f);
-        const float lo = 2 * i % 8 <= x_row + 2 * i / 8 * 4 - x_col ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
-        const float hi = (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 - x_col ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
-        w[i] = pack_f16(lo, hi);
+        const uint32_t w_2 = mul_f16x2(add_f16x2(mul_f16x2(u[i], u[i]), 0x2e662e66u), add_f16x2(add_f16x2(mul_f16x2(u[i], u[i]), 0x2e662e66u), u[i]));
+        const uint32_t mask = mask_x2(i % 4 * 2 <= x_row + i / 4 * 4 - x_col, i % 4 * 2 + 1 <= x_row + i / 4 * 4 - x_col);
+        w[i] = (w_2 & mask) | (u[i] & ~mask);
     }
     // spec.py:6
     const bool odd = i_ % 2 == 1;
@@ -88,9 +100,9 @@ half_math_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, 
     } else {
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const float lo_2 = fmaxf(at_f16(w, 2 * i), at_f16(u, 2 * i));
-            const float hi_2 = fmaxf(at_f16(w, 2 * i + 1), at_f16(u, 2 * i + 1));
-            z[i] = pack_f16(lo_2, hi_2);
+            const float lo = fmaxf(at_f16(w, 2 * i), at_f16(u, 2 * i));
+            const float hi = fmaxf(at_f16(w, 2 * i + 1), at_f16(u, 2 * i + 1));
+            z[i] = pack_f16(lo, hi);
         }
         s = 3.0f;
     }
