@@ -66,15 +66,27 @@ def read_from(op: Op, made: Mapping[Value, Op]) -> Value | None:
     return position(op.operands[0], made) if op.kind in ("ld_shared", "ldmatrix") else None
 
 
-def read_by_one(kernel: Kernel) -> dict[Value, Role]:
-    """Ring of a channel that others fill than the one role that reads it -> that role."""
-    users: dict[Value, tuple[set[Role], set[Role]]] = {}
+def beginnings(body: Block) -> dict[Value, Value]:
+    """Position -> the `cursor` op's that it is of."""
+    of: dict[Value, Value] = {}
+    strays(body, of)
+    return of
+
+
+def outlived(kernel: Kernel) -> dict[Value, Role]:
+    """Ring of a channel -> the role that knows when it is over: the only one that reads it, or waits as a reader until slots are free; others
+    fill it."""
+    users: dict[Value, tuple[set[Role], set[Role], set[Role]]] = {}
     for role in kernel.roles:
-        made = {r: o for o in walk(role.body) for r in o.results}
+        made, begins = {r: o for o in walk(role.body) for r in o.results}, beginnings(role.body)
+        waits = {begins[o.operands[1]] for o in walk(role.body) if o.kind == "mbar_wait" and o["lag"]}
         for op in walk(role.body):
             for v in (v for v in op.operands if position(v, made) is not None):
-                users.setdefault(made[v].operands[0], (set(), set()))[op.kind in FILLS].add(role)
-    return {ring: next(iter(readers)) for ring, (readers, fillers) in users.items() if len(readers) == 1 and readers.isdisjoint(fillers)}
+                readers, fillers, waiting = users.setdefault(made[v].operands[0], (set(), set(), set()))
+                (fillers if op.kind in FILLS else readers).add(role)
+                waiting.update((role,) if begins[made[v].operands[1]] in waits else ())
+    over = {ring: ((readers & waiting) if len(readers) > 1 else readers) - fillers for ring, (readers, fillers, waiting) in users.items()}
+    return {ring: next(iter(roles)) for ring, roles in over.items() if len(roles) == 1}
 
 
 def walked(kernel: Kernel) -> dict[Value, set[Value]]:

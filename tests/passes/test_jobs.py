@@ -62,15 +62,27 @@ def test_each_role_has_its_own_products_and_nothing_of_the_others():
 
 
 def test_a_tile_that_is_stored_too_is_stored_from_its_slot():
-    """No other place holds it. The slot is free when the engine has read it, which is waited for while the next product runs."""
+    """No other place holds it; the slot is free when the engine has read it."""
     p = jobs("stored").program
     (ops,) = [b.ops for b in loops(p.machine.roles[-1])]
     kinds = [o.kind for o in ops]
     assert not any(v.name == "p_tile" and v.type.slots == 1 for v in p.machine.buffers)
-    assert next(o for o in ops if o.kind == "tma_store").operands[-1].name == "p_tile" and "bulk_wait" not in kinds
-    later = ops[kinds.index("if")].regions[0].ops
-    assert [o.kind for o in later] == ["bulk_wait", "mbar_arrive", "yield"] and later[1].operands[0].name == "p_tile_empty"
-    assert kinds.index("wgmma_commit") < kinds.index("if") < kinds.index("tma_store")
+    assert next(o for o in ops if o.kind == "tma_store").operands[-1].name == "p_tile"
+    freed = next(n for n, o in enumerate(ops) if o.kind == "mbar_arrive" and o.operands[0].name == "p_tile_empty")
+    assert kinds.index("tma_store") < kinds.index("bulk_wait") < freed
+
+
+def test_a_sender_reads_the_channel_beside_the_products():
+    """It starts the store when the makers have made the tile, and is one more that the slot waits for; no warp that computes waits."""
+    p = jobs("sent", sender=True).program
+    load, send, make, main = p.machine.roles
+    (ops,) = [o.regions[0].ops for o in walk(send.body) if o.kind == "for"]
+    assert [o.kind for o in ops if o.kind not in ("slot", "const", "mul", "advance", "yield")] == [
+        "mbar_wait", "tma_store", "bulk_commit", "bulk_wait", "mbar_arrive"]
+    assert all(o.kind not in ("tma_store", "bulk_wait") for b in loops(main) for o in b.ops)
+    counts = {v.name: v.type.count for v in p.machine.buffers if v.name.endswith("_empty")}
+    assert counts["p_tile_empty"] == main.warps + 1 and counts["squares_tile_empty"] == main.warps
+    right(jobs("sent", sender=True), (1, 2, 3, 6))
 
 
 @cache
@@ -110,9 +122,18 @@ def test_gradients_of_attention_are_right_with_scores_made_apart(fields, mask, g
     agrees(p, 64, 200, 136, (2, 1) if grouped else (1, 1), mask != "none", seed=len(fields))
 
 
-@pytest.mark.parametrize("cluster", [{}, {"cluster": {"cols": 2}}])
-def test_gradients_of_scores_go_to_memory_from_the_ring(cluster):
-    agrees(gradients(64, store=True, **JOBS, **{k: tuple(v.items()) for k, v in cluster.items()}), 64, 200, 136)
+@pytest.mark.parametrize("more", [{}, {"cluster": (("cols", 2),)}, {"sender": True}])
+def test_gradients_of_scores_go_to_memory_from_the_ring(more):
+    agrees(gradients(64, store=True, **JOBS, **more), 64, 200, 136)
+
+
+def test_what_lies_over_a_ring_is_stored_when_the_sender_has_read_it_too():
+    p = gradients(256, store=True, sender=True, **JOBS)
+    ring, last = (next(v for v in p.machine.buffers if v.name == name) for name in ("ds_tile", "dk_tile"))
+    assert shared_bytes(p.machine, ring, last)
+    agrees(p, 256, 136, 72)
+    waits = [m for m in ASYNC_FAULTS["drop-phase-wait"].mutants(p.machine) if "ds_tile_empty" in m.site][-2:]
+    assert all(races(m.kernel, p.target, 136, 72) for m in waits)
 
 
 def test_rows_that_one_role_reads_come_with_a_tile_that_both_do():
@@ -127,6 +148,15 @@ def test_roles_share_out_registers_by_what_their_loops_hold():
     assert not p.built.remarks, "nothing spills, and no product waits for another"
 
 
+def races(kernel, target, m, n):
+    """Whether the simulator says that what is stored at last races with a ring."""
+    rng = np.random.default_rng(0)
+    one = lambda n: rng.standard_normal((1, 1, n, 256)).astype(np.float16)
+    rows = np.zeros((1, 1, m), np.float32)
+    result = simulate(kernel, {"Q": one(m), "K": one(n), "V": one(n), "dO": one(m), "LSE2": rows, "Delta": rows, "scale": 0.1}, target, seed=0)
+    return any(e.code == "sim/race" and "dk_tile" in str(e) for e in result.reports)
+
+
 def test_a_ring_shares_bytes_with_what_its_reader_stores_at_last_and_a_barrier_orders_them():
     """Heads of 256: rings of weights and of their gradients leave no room for what is stored at last."""
     p = gradients(256, **JOBS)
@@ -134,13 +164,7 @@ def test_a_ring_shares_bytes_with_what_its_reader_stores_at_last_and_a_barrier_o
     assert shared_bytes(p.machine, ring, last)
     agrees(p, 256, 130, 70)
     faults = {**FAULTS, **ASYNC_FAULTS}
-    first = next(m for m in faults["drop-store-barrier"].mutants(p.machine) if "dk_tile" in m.site)
-    rng = np.random.default_rng(0)
-    one = lambda n: rng.standard_normal((1, 1, n, 256)).astype(np.float16)
-    rows = np.zeros((1, 1, 130), np.float32)
-    result = simulate(first.kernel, {"Q": one(130), "K": one(70), "V": one(70), "dO": one(130), "LSE2": rows, "Delta": rows, "scale": 0.1},
-                      p.target, seed=0)
-    assert any(e.code == "sim/race" and "dk_tile" in str(e) for e in result.reports)
+    assert races(next(m for m in faults["drop-store-barrier"].mutants(p.machine) if "dk_tile" in m.site).kernel, p.target, 130, 70)
 
 
 @fc.kernel

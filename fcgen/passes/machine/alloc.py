@@ -18,7 +18,7 @@ from ...errors import FcError
 from ...ir.core import Kernel, Role, Value, walk_kernel
 from ...ir.lifetimes import meet, spans
 from ...ir.memory_map import told
-from ...ir.rings import read_by_one, ring_of
+from ...ir.rings import outlived, ring_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor, Mbarrier
@@ -45,7 +45,7 @@ def offsets_of(kernel: Kernel, target: Target, whole: bool = False) -> tuple[int
     posted |= {o.operands[0] for o in walk_kernel(kernel) if o.kind == "slot"
                and (o.result in told  # other blocks store there at any time
                     or isinstance(o.operands[1].type, Cursor))}  # a channel: its mbarriers order it, and nothing else
-    reader = read_by_one(kernel)
+    reader = outlived(kernel)
     for role in kernel.roles:
         for b, span in spans(role.body, set(kernel.buffers), whole, reader).items():
             alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own

@@ -37,7 +37,7 @@ from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.memory_map import shared_bytes
 from ...ir.named_barriers import is_one_thread
-from ...ir.rings import read_by_one, strays
+from ...ir.rings import beginnings, outlived
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
@@ -55,7 +55,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
     shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
-    freed, reader = _freed(kernel), read_by_one(kernel)
+    freed, reader = _freed(kernel), outlived(kernel)
     over = {v for v in reader if any(shared_bytes(kernel, v, other) for other in kernel.buffers)}
     for role in kernel.roles:
         others = shared - {v for v in over if reader[v] is role}  # what lies over a ring follows the role's own reads
@@ -104,11 +104,9 @@ class _State:
         return replace(self, read=frozenset(), fresh=False)
 
     def trim(self) -> _State:
-        """Without groups at the old end that nobody waits for: empty ones, and bulk stores of what newer ones read too."""
+        """Without empty groups at the old end: nobody waits for those."""
         old = lambda groups: tuple(g for n, g in enumerate(groups) if any(groups[:n + 1]))
-        newer = lambda n: frozenset().union(*self.bulk[n + 1:])
-        first = next((n for n, g in enumerate(self.bulk) if not g <= newer(n)), len(self.bulk))
-        return replace(self, groups=old(self.groups), flying=old(self.flying), bulk=self.bulk[first:])
+        return replace(self, groups=old(self.groups), flying=old(self.flying))
 
     def map(self, fn: Callable[[Touch], Touch]) -> _State:
         each = lambda accesses: frozenset(map(fn, accesses))
@@ -130,8 +128,7 @@ class _Sync:
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: position in a channel -> the one that it begins with, and the rings whose slots are found with that
-        self.begins: dict[Value, Value] = {}
-        strays(role.body, self.begins)
+        self.begins = beginnings(role.body)
         self.slots: dict[Value | None, set[Value]] = {}
         for o in ops:
             if o.kind == "slot":
