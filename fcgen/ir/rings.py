@@ -74,8 +74,8 @@ def beginnings(body: Block) -> dict[Value, Value]:
 
 
 def outlived(kernel: Kernel) -> dict[Value, Role]:
-    """Ring of a channel -> the role that knows when it is over: the only one that reads it, or waits as a reader until slots are free; others
-    fill it."""
+    """Ring of a channel -> the role that knows when it is over: the only one that reads it, or waits as a reader until slots are free;
+    others fill it."""
     users: dict[Value, tuple[set[Role], set[Role], set[Role]]] = {}
     for role in kernel.roles:
         made, begins = {r: o for o in walk(role.body) for r in o.results}, beginnings(role.body)

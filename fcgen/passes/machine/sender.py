@@ -99,15 +99,17 @@ def _through(kernel: Kernel, sent: dict[Value, int], read: dict[Value, _Read], s
 
 
 def _until_free(body: Block, read: dict[Value, _Read]) -> Block:
-    """Behind the last op that uses a channel, all wait until its slots are free: what lies over them may be stored from there on."""
+    """Behind the last op that uses a channel, all wait until its last slot is free, and so all of them, which are let go in their order:
+    what lies over them may be stored from there on."""
     begins, b = beginnings(body), Builder()
     last = {ring: next((o for o in reversed(body.ops) if any(ring in x.operands for x in walk(o))), None) for ring in read}
     for op in body.ops:
         b.loc = b.add(op).loc
         for ring, c in read.items():
             at = next((r for r in op.results if begins.get(r) is c.begin), None) if last[ring] is op else None
-            for n in range(ring.type.slots if at is not None else 0):
-                at = b.emit("advance", at, name=at.name) if n and at is not None else at
+            if at is not None:
+                for _ in range(ring.type.slots - 1):
+                    at = b.emit("advance", at, name=at.name)
                 b.do("mbar_wait", c.empty, at, lag=1)
     return b.block(body.args)
 
