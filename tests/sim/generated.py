@@ -158,6 +158,7 @@ CASES = {c.name: c for c in (
     gemm("staged", halved, False, 0.5),
     gemm("made", halved, False, 0.5, makers=4, persistent="static", stages={"a": 4}),
     jobs("jobs"),
+    jobs("sent", sender=True),
     gemm("carried", product, True, 1.0, persistent="static"),
     gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
     rows("kept", kept),

@@ -84,16 +84,14 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
     ("drop-syncwarp", {"carried", "made"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
-    ("drop-phase-wait", {"jobs"}, r"^mbar_wait 0: mbar_wait a_empty", "the first tile of a ring, which is empty"),
-    ("early-load", {"jobs"}, r"^tma_load 0: tma_load A", "the first tile of a ring, which is empty"),
-    *((fault, {"jobs"}, rf"^{op}", "nobody fills the slot of A, or of the last P, again") for fault, op in (
-        ("drop-arrive", "mbar_arrive 0: mbar_arrive a_empty"), ("drop-arrive", "mbar_arrive 7: mbar_arrive p_tile_empty, p_tile_at, before yield"),
-        ("drop-read-wait", r"bulk_wait 2: bulk_wait, before mbar_arrive p_tile_empty"))),
-    *((fault, {"jobs"}, rf"^{op}: {op[:-2]} squares_tile_empty", "makers wait for P's slot first, which is let go behind the next step's first product")
-      for fault, op in (("drop-phase-wait", "mbar_wait 6"), ("early-arrive", "mbar_arrive 5"))),
-    ("drop-wgmma-fence", {"jobs"}, r"^wgmma_fence 2: wgmma_fence, before d = wgmma",
+    ("drop-phase-wait", {"jobs", "sent"}, r"^mbar_wait 0: mbar_wait a_empty", "the first tile of a ring, which is empty"),
+    ("early-load", {"jobs", "sent"}, r"^tma_load 0: tma_load A", "the first tile of a ring, which is empty"),
+    ("drop-arrive", {"jobs", "sent"}, r"^mbar_arrive [01]: mbar_arrive a_empty", "nobody fills the slot of A again"),
+    *((fault, {"sent"}, site, "a wait for the slots of P's ring, in case that something is stored over them, and here nothing is")
+      for fault, site in (("drop-phase-wait", "^mbar_wait 8: mbar_wait p_tile_empty"), ("drop-advance", "^advance 6: p_tile_at"))),
+    ("drop-wgmma-fence", {"jobs", "sent"}, r"^wgmma_fence 2: wgmma_fence, before d = wgmma",
      "the fence in front of the other product of the step covers it: between the two, nothing touches a register"),
-    ("drop-bulk-commit", {"jobs"}, r"^bulk_commit 0: bulk_commit, before st_shared d", "C and D have places of their own, and the last wait is for all"),
+    ("drop-bulk-commit", {"jobs", "sent"}, r"^bulk_commit \d: bulk_commit, before st_shared d", "C and D have places of their own, and the last wait is for all"),
 ]
 #: (fault, cases, pattern of the site, why the report names those whom it misleads, and not its own role)
 MISLED = [
