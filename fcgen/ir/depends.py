@@ -7,18 +7,18 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from .core import Block, Op, Value, walk
 
 
-def depending(block: Block, source: Value, indices: bool = False) -> set[Value]:
+def depending(block: Block, source: Value, indices: bool = False, through: Callable[[Op], bool] = lambda op: True) -> set[Value]:
     """Values that are made from `source`, or chosen by it. What is narrowed for a part of the rows counts as what holds for all. indices:
-    those of loops whose bounds depend are among them."""
+    those of loops whose bounds depend are among them. through: which ops without regions make such values."""
     out, before = {source}, 0
     while len(out) > before:
         before = len(out)
         for op in walk(block):
-            _spread(op, out, indices)
+            _spread(op, out, indices, through)
     return out
 
 
-def _spread(op: Op, out: set[Value], indices: bool) -> None:
+def _spread(op: Op, out: set[Value], indices: bool, through: Callable[[Op], bool]) -> None:
     if op.kind == "for":
         body = op.regions[0]
         if not out.isdisjoint(op.operands[:2]):
@@ -29,7 +29,7 @@ def _spread(op: Op, out: set[Value], indices: bool) -> None:
     elif op.kind == "if":
         chosen = op.operands[0] in out
         out.update(r for n, r in enumerate(op.results) if chosen or any(x.yielded[n] in out for x in op.regions))
-    elif not out.isdisjoint(op.operands[:1] if op.kind == "narrow" else op.operands):
+    elif through(op) and not out.isdisjoint(op.operands[:1] if op.kind == "narrow" else op.operands):
         out.update(op.results)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from .core import Block, Op, Value
 from .op_table import having
 
@@ -10,9 +12,10 @@ WRITES = having("writes shared")
 STORES = WRITES - having("fills")
 
 
-def spans(body: Block, buffers: set[Value], whole: bool = False) -> dict[Value, tuple[int, int]]:
+def spans(body: Block, buffers: set[Value], whole: bool = False, from_outside: Container[Value] = ()) -> dict[Value, tuple[int, int]]:
     """buffer -> (first, last) position in program order between which it is in use. What a wgmma reads is in use until a `settle` that
-    leaves nothing in flight. whole: what a loop's body uses is in use for all of the loop, wherever passes may move its ops yet."""
+    leaves nothing in flight. whole: what a loop's body uses is in use for all of the loop, wherever passes may move its ops yet.
+    from_outside: buffers that others fill at any time until the last op of the body that reads them has ended."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}
     paths: dict[Value, list[tuple[Op, ...]]] = {}
@@ -44,6 +47,9 @@ def spans(body: Block, buffers: set[Value], whole: bool = False) -> dict[Value, 
     out = {}
     for buffer, ps in paths.items():
         depth = 0
+        if buffer in from_outside:
+            out[buffer] = (0, end[id(ps[-1][0])])
+            continue
         while all(len(p) > depth + 1 for p in ps) and len({id(p[depth]) for p in ps}) == 1:
             depth += 1
         first, last = ps[0][depth], ps[-1][depth]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import FcError
-from .core import Block, Kernel, Op, Value, walk
-from .op_table import RuleError
+from .core import Block, Kernel, Op, Role, Value, walk
+from .op_table import RuleError, having
 from .types import Cursor
 
 
@@ -43,6 +43,8 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
     return None
 
 
+#: ops that fill a slot
+FILLS = having("writes shared") | having("fills")
 #: ops that let a channel's slot go: the arrival, and the step to the next slot
 RELEASES = {"mbar_arrive", "advance"}
 
@@ -62,6 +64,29 @@ def position(view: Value, made: Mapping[Value, Op]) -> Value | None:
 def read_from(op: Op, made: Mapping[Value, Op]) -> Value | None:
     """The position of the slot that an op reads registers from, if it does."""
     return position(op.operands[0], made) if op.kind in ("ld_shared", "ldmatrix") else None
+
+
+def beginnings(body: Block) -> dict[Value, Value]:
+    """Position -> the `cursor` op's that it is of."""
+    of: dict[Value, Value] = {}
+    strays(body, of)
+    return of
+
+
+def outlived(kernel: Kernel) -> dict[Value, Role]:
+    """Ring of a channel -> the role that knows when it is over: the only one that reads it, or waits as a reader until slots are free;
+    others fill it."""
+    users: dict[Value, tuple[set[Role], set[Role], set[Role]]] = {}
+    for role in kernel.roles:
+        made, begins = {r: o for o in walk(role.body) for r in o.results}, beginnings(role.body)
+        waits = {begins[o.operands[1]] for o in walk(role.body) if o.kind == "mbar_wait" and o["lag"]}
+        for op in walk(role.body):
+            for v in (v for v in op.operands if position(v, made) is not None):
+                readers, fillers, waiting = users.setdefault(made[v].operands[0], (set(), set(), set()))
+                (fillers if op.kind in FILLS else readers).add(role)
+                waiting.update((role,) if begins[made[v].operands[1]] in waits else ())
+    over = {ring: ((readers & waiting) if len(readers) > 1 else readers) - fillers for ring, (readers, fillers, waiting) in users.items()}
+    return {ring: next(iter(roles)) for ring, roles in over.items() if len(roles) == 1}
 
 
 def walked(kernel: Kernel) -> dict[Value, set[Value]]:

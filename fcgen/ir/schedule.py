@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages", "cluster", "grid")
 #: Fields that list names: of dots, `from_end` of axes.
-NAMES = ("late", "early", "behind", "rolling", "ones", "regs_a", "from_end")
+NAMES = ("late", "early", "behind", "rolling", "ones", "regs_a", "made", "from_end")
 #: Fields that only make sense by name, and how one is written.
 MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}", "grid": "{acc: 1x2}"}
 #: Fields that count: what they count, and which numbers are legal, in words and as a set.
@@ -81,9 +81,11 @@ class Schedule:
     programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
     touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops
     compute from loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands,
-    ahead of the dots. parts: with copy "tma", so many blocks, a cluster, share the iterations of the program's loop, which does nothing but
-    add up; the first of them adds up what they found, always in the same order, and does what comes behind it. sender: with epilogue "tma",
-    a thread beside the one that copies starts the bulk stores of loops and waits for them: warps that compute stage a tile and go on.
+    ahead of the dots. made: names of wgmma dots that the makers, a warpgroup, make too, with all that these lead to up to the dots of the
+    other warps, which read it from such a ring. parts: with copy "tma", so many blocks, a cluster, share the iterations of the program's
+    loop, which does nothing but add up; the first of them adds up what they found, always in the same order, and does what comes behind it.
+    sender: with epilogue "tma", a thread beside the one that copies starts the bulk stores of loops and waits for them: warps that compute
+    stage a tile and go on.
     """
 
     tiles: Any = ()
@@ -115,6 +117,7 @@ class Schedule:
     pdl: bool = False
     grid: Any = ()
     makers: int = 0
+    made: Any = ()
     parts: int = 1
     early: Any = ()
     behind: Any = ()

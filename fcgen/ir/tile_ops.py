@@ -238,10 +238,11 @@ def _dot(types, attrs):
 
 define("dot", BOTH, """Matrix product with accumulation in f32, of integers in i32: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level,
        until `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, early,
-       behind, rolling, sums, regs, grid: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of
-       b, and the result is that much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe,
+       behind, rolling, sums, regs, made, grid: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the
+       right of b, and the result is that much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe,
        math=one_of("mma", "wmma", "wgmma", "fma").maybe, ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, early=FLAG.maybe,
-       behind=FLAG.maybe, rolling=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, grid=every(whole(1, WARPS), 2, 2).maybe)
+       behind=FLAG.maybe, rolling=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, made=FLAG.maybe,
+       grid=every(whole(1, WARPS), 2, 2).maybe)
 
 
 def _slice(types, attrs):
@@ -314,9 +315,9 @@ def check_turn(types: Sequence[Any], what: str) -> None:
 
 #: operands that say whose turn it is: a tensor of up to six axes
 TURN = whole(3, 8).maybe
-define("store", BOTH, """Write a rectangle of a tensor: `store T, value, scalars..., turn...`; reduce="add" adds atomically. turn: so many
-       operands at the end, a tensor of i32, a position in it and a number n: the add waits until n stands there, and leaves n + 1 there
-       when it is done.""", _none,
+define("store", BOTH, """Write a rectangle of a tensor: `store T, value, scalars..., turn...`, in bulk where the value is a slot;
+       reduce="add" adds atomically. turn: so many operands at the end, a tensor of i32, a position in it and a number n: the add waits
+       until n stands there, and leaves n + 1 there when it is done.""", _none,
        effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe,
        turn=TURN, reach=(2, 0, 1))
 

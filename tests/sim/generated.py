@@ -49,6 +49,21 @@ def doubled(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[nam
 
 
 @fc.kernel
+def chained(A: "T[M, K]", B: "T[N, K]", V: "T[N, E]", P: "out T[M, N]", C: "out f32[M, E]", D: "out f32[M, E]"):  # type: ignore[name-defined]
+    """P = relu(A B^T), C = P V, D = P^2 V: one role makes the tiles that the products of another read, and a bulk store too."""
+    (rows,) = fc.grid(fc.tile(A.M, "BLOCK_M"))
+    a, c, d = fc.load(A[rows]), fc.var(fc.zeros(rows, V.E)), fc.var(fc.zeros(rows, V.E))
+    for cols in fc.loop(fc.tile(B.N, "BLOCK_N")):
+        s = fc.maximum(fc.dot(a, fc.load(B[cols]).T), 0.0)
+        p, squares, v = s.to(P.dtype), (s * s).to(P.dtype), fc.load(V[cols])
+        c <<= c + fc.dot(p, v)
+        d <<= d + fc.dot(squares, v)
+        fc.store(P[rows, cols], p)
+    fc.store(C[rows], c)
+    fc.store(D[rows], d)
+
+
+@fc.kernel
 def kept(A: "T[M, K]", B: "T[N, K]", S: "out T[M, N]", C: "out f32[N, K]"):  # type: ignore[name-defined]
     """S = A B^T, C = S^T A: what is staged for a product is stored from where it lies."""
     (cols,) = fc.grid(fc.tile(B.N, "BLOCK_N"))
@@ -108,6 +123,20 @@ def gemm(name: str, spec: Any, transposed: bool, scale: float, **fields: Any) ->
     return Generated(name, lambda: spec.compile(target="sm_90a", schedule=schedule, T=fc.f16), draw, (3, 1, 2, 4, 5))
 
 
+def jobs(name: str, **fields: Any) -> Generated:
+    """Products of a warpgroup of their own, in front of those of two others."""
+    schedule = fc.Schedule(**{"tiles": {"BLOCK_M": 64, "BLOCK_N": 32}, "warps": 8, "math": "wgmma", "copy": "tma", "makers": 4, "made": "s",
+                              "epilogue": "tma", "stages": 3, **fields})
+
+    def draw(seed: int, steps: int) -> Run:
+        rng, n = np.random.default_rng(seed), 32 * steps - 8
+        a, b, v = ((rng.standard_normal(s) / 4).astype(np.float16) for s in ((100, 32), (n, 32), (n, 64)))
+        p = np.maximum(a.astype(np.float64) @ b.astype(np.float64).T, 0)
+        return {"A": a, "B": b, "V": v}, {"P": p, "C": p @ v, "D": p * p @ v}
+
+    return Generated(name, lambda: chained.compile(target="sm_90a", schedule=schedule, T=fc.f16, K=32, E=64), draw, (5, 3, 1, 2, 4, 7))
+
+
 def rows(name: str, spec: Any, **fields: Any) -> Generated:
     """A loop over rows, which stores a tile in each iteration."""
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, warps=8, math="wgmma", copy="tma", epilogue="tma", stages=2, **fields)
@@ -128,6 +157,8 @@ CASES = {c.name: c for c in (
     attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
     gemm("staged", halved, False, 0.5),
     gemm("made", halved, False, 0.5, makers=4, persistent="static", stages={"a": 4}),
+    jobs("jobs"),
+    jobs("sent", sender=True),
     gemm("carried", product, True, 1.0, persistent="static"),
     gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
     rows("kept", kept),

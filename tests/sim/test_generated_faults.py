@@ -84,6 +84,14 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
     ("drop-syncwarp", {"carried", "made"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
+    ("drop-phase-wait", {"jobs", "sent"}, r"^mbar_wait 0: mbar_wait a_empty", "the first tile of a ring, which is empty"),
+    ("early-load", {"jobs", "sent"}, r"^tma_load 0: tma_load A", "the first tile of a ring, which is empty"),
+    ("drop-arrive", {"jobs", "sent"}, r"^mbar_arrive [01]: mbar_arrive a_empty", "nobody fills the slot of A again"),
+    *((fault, {"sent"}, site, "a wait for the slots of P's ring, in case that something is stored over them, and here nothing is")
+      for fault, site in (("drop-phase-wait", "^mbar_wait 8: mbar_wait p_tile_empty"), ("drop-advance", "^advance 6: p_tile_at"))),
+    ("drop-wgmma-fence", {"jobs", "sent"}, r"^wgmma_fence 2: wgmma_fence, before d = wgmma",
+     "the fence in front of the other product of the step covers it: between the two, nothing touches a register"),
+    ("drop-bulk-commit", {"jobs", "sent"}, r"^bulk_commit \d: bulk_commit, before st_shared d", "C and D have places of their own, and the last wait is for all"),
 ]
 #: (fault, cases, pattern of the site, why the report names those whom it misleads, and not its own role)
 MISLED = [

@@ -3,6 +3,7 @@
 In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulators. Iteration i
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
+Where tiles follow from other products, nothing is carried: who makes the next ones waits for the slots of these.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
 products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product. A
 branch may stand beside the products if it does nothing but element work, such as the mask of some tiles.
@@ -10,6 +11,7 @@ branch may stand beside the products if it does nothing but element work, such a
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from ...ir.async_ops import accumulator
@@ -39,13 +41,14 @@ class _Products:
     moved: list[Op]
 
 
-def carried(loop: Op, room: int) -> list[Op] | None:
-    """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take."""
-    products = _find(loop, room)
+def carried(loop: Op, room: int, stored: Container[Value] = ()) -> list[Op] | None:
+    """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take. stored: rings of
+    what follows from other products."""
+    products = _find(loop, room, stored)
     return _rewritten(loop, products) if products is not None else None
 
 
-def _find(loop: Op, room: int) -> _Products | None:
+def _find(loop: Op, room: int, stored: Container[Value]) -> _Products | None:
     body = loop.regions[0]
     settles = {o.result: o for o in body.ops if o.kind == "settle"}
     if not settles or loop.get("unroll") or any((o.regions and effect(o) != "none") or o.kind == "turn" for o in body.ops):
@@ -77,6 +80,8 @@ def _find(loop: Op, room: int) -> _Products | None:
         return None
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
     read = {ring_of(v, made) for v in tiles}
+    if any(v in stored for v in read):
+        return None
     if any(o.kind in WRITES and read & {ring_of(v, made) for v in o.operands} for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
     rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}

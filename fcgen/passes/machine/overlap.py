@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Kernel, Op, Value, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, uses, walk, walk_kernel
 from ...ir.lifetimes import WRITES
 from ...ir.registers import limit_of
 from ...ir.rewrite import map_bodies
@@ -37,7 +37,20 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
         return kernel
     room = limit_of(kernel, target) - OTHERS
-    return map_bodies(kernel, lambda body: _block(body, room, {r: o for o in walk(body) for r in o.results})[0])
+    made = {r: o for o in walk_kernel(kernel) for r in o.results}
+    busy = [r for r in kernel.roles if any(o.kind == "wgmma" for o in walk(r.body))]
+    views = {o.operands[1] for r in busy for o in walk(r.body) if o.kind in WRITES}
+    around = _Around(room, made, {made[v].operands[0] for v in views if position(v, made) is not None})
+    return map_bodies(kernel, lambda body: _block(body, around)[0])
+
+
+@dataclass(frozen=True)
+class _Around:
+    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings of what follows from other products."""
+
+    room: int
+    made: dict[Value, Op]
+    stored: set[Value]
 
 
 @dataclass
@@ -57,8 +70,8 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block, room: int, role: dict[Value, Op], entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
-    """role: all of its ops, by result. entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
+def _block(block: Block, around: _Around, entering: list[_Flight] | None = None) -> tuple[Block, list[_Flight]]:
+    """entering: what a loop's body finds in flight, and waits for before it issues anything (C7514: of
     products from in front of a loop, or from the iteration before, ptxas counts no groups, but sees that all are done). It then leaves as
     many in flight that nothing but its next iteration reads, if those are the last that it issues. Returns what is in flight behind the
     block."""
@@ -106,24 +119,24 @@ def _block(block: Block, room: int, role: dict[Value, Op], entering: list[_Fligh
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:
             op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
-        in_flight = carried(op, room) if op.kind == "for" and not flying else None
+        in_flight = carried(op, around.room, around.stored) if op.kind == "for" and not flying else None
         if in_flight is not None:
             out += in_flight
             continue
-        if op.kind == "for" and (across := _across(op, flying, readers, room, role)) is not None:
+        if op.kind == "for" and (across := _across(op, flying, readers, around)) is not None:
             loop, left = across
             land(len(flying) - len(left))
             out.append(loop)
             flying = left
             continue
         if op.regions:
-            op = op.within(lambda r: _block(r, room, role)[0])
+            op = op.within(lambda r: _block(r, around)[0])
         if flying and op.kind in RELEASES:
-            owner = next((f for f in reversed(flying) if _frees(op, f, role, out)), None)
+            owner = next((f for f in reversed(flying) if _frees(op, f, around.made, out)), None)
             if owner is not None:
                 owner.then.append(op)
                 continue
-        if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block):
+        if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block, around):
             moved = op.reads & {r for o in out[start:] for r in o.results}  # a slot let go behind the first of the products
             out.insert(len(out) if moved else start, op)
             start += not moved
@@ -162,8 +175,8 @@ def _only(f: _Flight, reader: Op, readers: Mapping[Value, list[Op]]) -> bool:
     return not f.then and f.groups == 1 and len(f.settle.operands) == 1 and readers[f.settle.result] == [reader]
 
 
-def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], room: int,
-            role: dict[Value, Op]) -> tuple[Op, list[_Flight]] | None:
+def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]],
+            around: _Around) -> tuple[Op, list[_Flight]] | None:
     """A loop that takes over the last products in flight and carries those that its iterations issue for the next one, and what is in
     flight behind it."""
     body, ends = loop.regions[0], {r for o in loop.regions[0].ops if o.kind == "settle" for r in o.results}
@@ -184,7 +197,7 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
         return None
     at_slots = lambda values: [[values[body.yielded.index(c)] for c in cursors] for cursors in slots]
     mine, behind = at_slots(body.args[1:]), at_slots(loop.results)
-    inner, left = _block(body, room, role, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
+    inner, left = _block(body, around, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}
@@ -195,20 +208,22 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
             [settle(loop.results[n], results[n], *cursors) for n, cursors in zip(at, behind)])
 
 
-def _frees(op: Op, f: _Flight, role: dict[Value, Op], out: list[Op]) -> bool:
+def _frees(op: Op, f: _Flight, ops: dict[Value, Op], out: list[Op]) -> bool:
     """Whether an arrival (or the step after it) is for a slot that the product reads."""
     cursor = op.operands[-1]
     if cursor in f.cursors or any(cursor in o.operands for o in f.then):
         return True
-    made = ChainMap({r: o for o in out for r in o.results}, role)  # a slot may be of what stands in front of a branch
+    made = ChainMap({r: o for o in out for r in o.results}, ops)  # a slot may be of what stands in front of a branch
     return any(position(v, made) is cursor for v in f.reads)
 
 
-def _for_product(wait: Op, block: Block) -> bool:
-    """Whether a product may read the tile that is waited for: no tile that goes to registers. Rows are there long before, and waiting for
-    one between products would keep the slots of others."""
+def _for_product(wait: Op, block: Block, around: _Around) -> bool:
+    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers, or that follows from
+    other products. Rows are there long before, and waiting for one between products would keep the slots of others."""
     made = {r: o for o in block.ops for r in o.results}
     views = {v for v in made if position(v, made) is wait.operands[1]}
+    if any(made[v].operands[0] in around.stored for v in views):
+        return False
     if any(o.kind in WRITES and not views.isdisjoint(o.operands) for o in block.ops) or _stored_here(wait, block, made):
         return False
     reader = next((o for o in block.ops if o.reads & views), None)

@@ -22,7 +22,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32
 from ..facts.common import ELEMENTWISE, called, without_effect
-from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, out_of_turn, staging, stored_blocks
+from ..facts.stores import INSTEAD, Staging, check_alone, check_bulk, is_box, out_of_turn, staging, stored_blocks
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -83,6 +83,9 @@ class _Selector:
         env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
+        if isinstance(op.operands[1].type, Buffer):
+            self.send(op, op.operands[1], Staging(op.operands[1].type, 1, False), b)
+            return
         if self.schedule.epilogue == "tma" and is_box(op):
             self.bulk_store(op, b)
             return
@@ -100,14 +103,24 @@ class _Selector:
         frag = op.operands[1]
         buffer = self.tiles.get(frag)
         s = staging(op, self.warps, self.target, buffer.type if buffer is not None else None)
-        check_bulk(op, self.kernel, self.defs, INSTEAD)
         if buffer is None or s.buffer is not buffer.type:
             buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
             self.put(frag, buffer, b)
+        self.send(op, buffer, s, b)
+
+    def send(self, op: Op, buffer: Value, s: Staging, b: Builder) -> None:
+        check_bulk(op, self.kernel, self.defs, INSTEAD)
         across: dict[str, Any] = {"across": True} if s.across else {}
         b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
              **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
+
+    def on_st_shared(self, op: Op, b: Builder, env: Env) -> None:
+        """Into a slot of a ring: a whole tile, or a part of it."""
+        if op.operands[0].type.shape == op.operands[1].type.shape and not op.attrs:
+            self.put(op.operands[0], op.operands[1], b)
+        else:
+            b.add(op)
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = self.staging(op.result.type, op.result.name)

@@ -11,14 +11,16 @@ channel has a second slot where that costs no block its room.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Role, Value, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk, walk_kernel
 from ...ir.lifetimes import WRITES
 from ...ir.named_barriers import WARPGROUP, is_one_thread
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_block, remove_dead
+from ...ir.rewrite import Builder, Env, copy_block, map_bodies, remove_dead, substitute_block
+from ...ir.rings import beginnings, ring_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.tile_ops import in_turn
@@ -38,13 +40,14 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return _in_turn(kernel)
     main, first = kernel.roles[-1], kernel.roles[0]
     alone = stored_alone(kernel)
-    sent = {o.operands[-1]: o["parts"] for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0])
-            if o.kind == "tma_store" and o.operands[-1] in alone}
-    if not sent:
+    stores = [o for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0]) if o.kind == "tma_store"]
+    sent = {o.operands[-1]: o["parts"] for o in stores if o.operands[-1] in alone}
+    read = _channels(main.body, {o.operands[-1] for o in stores})
+    if not sent and not read:
         raise without_effect("sender", "no loop stores a tile by bulk copies that no product reads", got=True)
     if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:
         raise without_effect("sender", "no thread of its own copies tiles", got=True)
-    kernel = _through(kernel, sent, 2, schedule, target) or _through(kernel, sent, 1, schedule, target) or kernel
+    kernel = _through(kernel, sent, read, 2, schedule, target) or _through(kernel, sent, read, 1, schedule, target) or kernel
     odd = next((o for o in walk(kernel.roles[1].body) if o.kind == "row_part" or any(isinstance(v.type, Frag) for v in o.operands)), None)
     if odd is not None:
         raise FcError("compile/unsupported", "whether or where a tile is stored follows from what each warp has, and the role that stores "
@@ -60,21 +63,58 @@ def _in_turn(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Schedule, target: Target) -> Kernel | None:
-    """The kernel with channels of so many slots; None where more than one take a block its room."""
+@dataclass(frozen=True)
+class _Read:
+    """A channel that there is, as its reader sees it: the position that it begins with, what is waited for and what is arrived at."""
+
+    begin: Value
+    full: Value
+    empty: Value
+
+
+def _channels(body: Block, views: set[Value]) -> dict[Value, _Read]:
+    """Ring of which some of the views are slots -> its channel."""
+    begins = beginnings(body)
+    at = {o.operands[0]: begins[o.operands[1]] for o in walk(body) if o.kind == "slot" and o.result in views and o.operands[1] in begins}
+    bar = lambda kind, begin: next(o.operands[0] for o in walk(body) if o.kind == kind and begins[o.operands[1]] is begin)
+    return {ring: _Read(begin, bar("mbar_wait", begin), bar("mbar_arrive", begin)) for ring, begin in at.items()}
+
+
+def _through(kernel: Kernel, sent: dict[Value, int], read: dict[Value, _Read], slots: int, schedule: Schedule,
+             target: Target) -> Kernel | None:
+    """The kernel with channels of so many slots; None where more than one take a block its room. read: channels that there are."""
     first, *others, main = kernel.roles
     ring = lambda v: Value(replace(v.type, slots=slots), v.name)
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
-    send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
-    staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
-    roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
+    body = copy_block(main.body, Env())
+    send = remove_dead(thread_cursors(_sends(body, channels, read, definitions(body))))
+    staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}, read, definitions(main.body)))
+    roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others,
+             replace(main, body=_until_free(staged, read)))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    out = replace(kernel, roles=roles, buffers=buffers)
+    more = Env({c.empty: Value(replace(c.empty.type, count=c.empty.type.count + 1), c.empty.name) for c in read.values()})
+    out = map_bodies(replace(kernel, roles=roles, buffers=more.all(buffers)), lambda body: substitute_block(body, more))
     enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
     return out if slots == 1 or side_by_side(out, target) >= enough() else None
 
 
-def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
+def _until_free(body: Block, read: dict[Value, _Read]) -> Block:
+    """Behind the last op that uses a channel, all wait until its last slot is free, and so all of them, which are let go in their order:
+    what lies over them may be stored from there on."""
+    begins, b = beginnings(body), Builder()
+    last = {ring: next((o for o in reversed(body.ops) if any(ring in x.operands for x in walk(o))), None) for ring in read}
+    for op in body.ops:
+        b.loc = b.add(op).loc
+        for ring, c in read.items():
+            at = next((r for r in op.results if begins.get(r) is c.begin), None) if last[ring] is op else None
+            if at is not None:
+                for _ in range(ring.type.slots - 1):
+                    at = b.emit("advance", at, name=at.name)
+                b.do("mbar_wait", c.empty, at, lag=1)
+    return b.block(body.args)
+
+
+def _stages(block: Block, channels: dict[Value, Channel], read: Container[Value], made: Mapping[Value, Op]) -> Block:
     """What is left for the warps that compute."""
     b, env, closes = Builder(), Env(), False
     for op in block.ops:
@@ -83,8 +123,11 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
         if op.kind == "bulk_commit" and closes:
             closes = False
             continue
+        if op.kind == "tma_store" and ring_of(op.operands[-1], made) in read:
+            closes = True
+            continue
         if buffer is None:
-            b.add(op.within(lambda r: _stages(r, channels)))
+            b.add(op.within(lambda r: _stages(r, channels, read, made)))
             continue
         c = channels[buffer]
         if op.kind in WRITES and buffer not in env.map:
@@ -101,7 +144,7 @@ def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
     return b.block(block.args)
 
 
-def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
+def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read], made: Mapping[Value, Op]) -> Block:
     """What the sender does: the loops and scalars that stores follow from, and the stores."""
     b = Builder()
     for op in block.ops:
@@ -120,6 +163,12 @@ def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
             c.release(b, range(c.parts))
             if turn:
                 b.do("end_turn", *turn)
+        elif op.kind == "tma_store" and (own := read.get(ring_of(op.operands[-1], made))) is not None:
+            at = made[op.operands[-1]].operands[1]
+            b.do("mbar_wait", own.full, at, lag=0)
+            b.add(op)
+            b.do("bulk_commit")
+            b.do("mbar_arrive", own.empty, at)
         elif op.regions or op.kind == "yield" or not has_effect(op):
-            b.add(op.within(lambda r: _sends(r, channels)))
+            b.add(op.within(lambda r: _sends(r, channels, read, made)))
     return b.block(block.args)

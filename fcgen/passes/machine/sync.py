@@ -35,7 +35,9 @@ from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.depends import depending
 from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
+from ...ir.memory_map import shared_bytes
 from ...ir.named_barriers import is_one_thread
+from ...ir.rings import beginnings, outlived
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
@@ -53,9 +55,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
     shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
-    freed = _freed(kernel)
+    freed, reader = _freed(kernel), outlived(kernel)
+    over = {v for v in reader if any(shared_bytes(kernel, v, other) for other in kernel.buffers)}
     for role in kernel.roles:
-        s = _Sync(offsets, role, shared, freed, len(kernel.roles) > 1 and is_one_thread(role))
+        others = shared - {v for v in over if reader[v] is role}  # what lies over a ring follows the role's own reads
+        s = _Sync(offsets, role, others, freed, len(kernel.roles) > 1 and is_one_thread(role))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if state.bulk:  # what they write is written by the end of the kernel, whether or not its threads are there
             ops.append(Op("bulk_wait", attrs={"n": 0, "read": True}, loc=role.body.ops[-1].loc))
@@ -123,11 +127,12 @@ class _Sync:
         self.parts: dict[Value, int] = {self.place(o.operands[-1])[0]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
-        #: position in a channel -> the rings whose slots are found with it
-        self.slots: dict[Value, set[Value]] = {}
+        #: position in a channel -> the one that it begins with, and the rings whose slots are found with that
+        self.begins = beginnings(role.body)
+        self.slots: dict[Value | None, set[Value]] = {}
         for o in ops:
             if o.kind == "slot":
-                self.slots.setdefault(o.operands[1], set()).add(o.operands[0])
+                self.slots.setdefault(self.begins.get(o.operands[1]), set()).add(o.operands[0])
         #: what warps may have of their own
         self.per_warp = {v for o in ops if o.kind in ("vote_any", "row_part") for v in depending(role.body, o.result)}
 
@@ -161,7 +166,7 @@ class _Sync:
             return replace(state, read=frozenset(), fresh=False)
         if op.kind == "commit_group":
             return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
-        mine = lambda a: a.ring in self.slots.get(op.operands[1], ()) and a.area[-1] == op.get("part")
+        mine = lambda a: a.ring in self.slots.get(self.begins[op.operands[1]], ()) and a.area[-1] == op.get("part")
         n = next((n for n, group in enumerate(reversed(state.bulk)) if any(map(mine, group))), None)
         if n is not None:
             out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
@@ -365,13 +370,13 @@ class _Sync:
         return [Touch(*self.place(buffer), write, area)]
 
     def place(self, view: Value) -> tuple[Value, int | None]:
-        """(ring, slot relative to the current tile) of a view."""
+        """(ring, slot relative to the current tile) of a view; of a channel's, None."""
         op = self.defs.get(view)
         if op is None:
             return view, 0
         assert op.kind == "slot", f"a view made by {op.kind}"
         ring, ordinal = op.operands
-        return ring, op["ahead"] + (const_of(ordinal, self.defs) or 0)
+        return ring, None if isinstance(ordinal.type, Cursor) else op["ahead"] + (const_of(ordinal, self.defs) or 0)
 
 
 def _freed(kernel: Kernel) -> dict[Value, set[Value]]:

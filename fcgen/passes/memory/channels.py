@@ -155,10 +155,11 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
 # ---- which loads share a ring --------------------------------------------------------------------------------------------
 
 
-def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], warps: Mapping[Op, int]) -> tuple[Block, list[Channel]]:
+def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int],
+                  warps: Mapping[Op, Mapping[str, int]]) -> tuple[Block, list[Channel]]:
     """The channels between roles, and the body in which each load says the number of its own (`channel`). Copies of one load of the spec
     (in front of a loop, in its copies, after it) share one, since their tiles follow each other; they do not where two of them are held at
-    a time. shared: how many blocks share the copies of a load; warps: how many read it."""
+    a time. shared: how many blocks share the copies of a load; warps: how many read it, of each role."""
     inside = {o for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
     for o in (o for o in walk(body) if is_shared_load(o) and warps[o]):
@@ -172,18 +173,18 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[Op, int], war
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
         number.update((o, len(channels)) for o in ops)
         beside = _led(ops, ring, body, channels, number, warps)
-        blocks = min(shared.get(o, 1) for o in ops)
+        blocks, reading = min(shared.get(o, 1) for o in ops), sum(warps[ops[0]].values())
         again = any(of.isdisjoint(v for o in ops for v in o.operands) for of in apart)
-        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, warps[ops[0]], again, blocks))
+        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, reading, again, blocks))
 
     return edited(body, lambda o: o.with_attrs(channel=number[o]) if o in number else o), channels
 
 
 def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[Op, int],
-         warps: Mapping[Op, int]) -> Channel | None:
+         warps: Mapping[Op, Mapping[str, int]]) -> Channel | None:
     """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
-    many slots, for as many warps, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
-    loop's products."""
+    many slots, for roles that read the tile too, and not read ahead of their iteration; the last of several. Each barrier less is a wait
+    less between a loop's products."""
     if len(ring.type.shape) != 1:
         return None
     readers_of = uses(body)
@@ -191,7 +192,7 @@ def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], numbe
 
     def fits(at: int) -> bool:
         lead, tiles = channels[at], [o for o in walk(body) if number.get(o) == at]
-        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[tiles[0]] == warps[ops[0]]
+        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[ops[0]].keys() <= warps[tiles[0]].keys()
         beside = [not set(tiles).isdisjoint(block.ops[:n]) for block, n in around]
         dots = all(u.kind == "dot" and not u.get("early") for o in tiles for u in readers_of[o.result])
         return alike and len(tiles) == len(ops) and all(beside) and dots

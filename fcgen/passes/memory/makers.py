@@ -21,6 +21,8 @@ from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.types import Frag
+from ..facts.common import called
+from ..facts.jobs import of_makers
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -227,20 +229,39 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
 
 def rings_made(body: Block) -> dict[Op, Value]:
     """`slot` op -> the ring that the makers fill."""
-    return {o: o.operands[0] for o in walk(body) if o.get("made")}
+    return {o: o.operands[0] for o in walk(body) if o.kind == "slot" and o.get("made")}
 
 
-def sides(body: Block, made: dict[Op, Value]) -> tuple[Block, Block]:
-    """What the makers do, and what is left for the role that computes."""
-    views = {o.result for o in walk(body) if o in made}
-    fills = lambda o: o.kind == "st_shared" and o.operands[1] in views
-    other = lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)
-    makes = remove_dead(edited(body, lambda o: None if other(o) else o))
-    product = next((o for o in walk(makes) if o.kind in ("dot", "stage", "combine_across")), None)
+def sides(body: Block, made: dict[Op, Value], schedule: Schedule) -> tuple[Block, Block]:
+    """What the makers do, and what is left for the role that computes. What is done with results of the makers' own products is theirs."""
+    views, theirs = {o.result for o in walk(body) if o in made}, of_makers(body)
+    acts = lambda o: not o.regions and o.kind != "yield" and has_effect(o)
+    fills = lambda o: (o.kind == "st_shared" and o.operands[1] in views) or (acts(o) and not theirs.isdisjoint(o.operands))
+    makes = remove_dead(edited(body, lambda o: None if acts(o) and not fills(o) else o))
+    reads = remove_dead(edited(body, lambda o: None if fills(o) else o))
+    _check_sides(makes, reads, schedule)
+    return makes, reads
+
+
+def _check_sides(makes: Block, reads: Block, schedule: Schedule) -> None:
+    """Makers follow from no product but their own, and nobody else needs those in registers."""
+    own = schedule.made
+    hint = f"{'name it in Schedule.made too, or ' if own else ''}leave {'made' if own else 'makers'} out of the schedule"
+    kinds = ("dot",) if own else ("dot", "stage", "combine_across")
+    product = next((o for o in walk(makes) if o.kind in kinds and not o.get("made")), None)
     if product is not None:
-        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=product.loc, got=product.kind,
-                      expected="numbers of the grid, of loops and of loads", hint="leave makers out of the schedule")
-    return makes, remove_dead(edited(body, lambda o: None if fills(o) else o))
+        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product" + " of the other warps" * bool(own),
+                      loc=product.loc, got=product.kind, expected="numbers of the grid, of loops and of loads", hint=hint)
+    product = next((o for o in walk(reads) if o.kind == "dot" and o.get("made")), None)
+    if product is not None:
+        raise FcError("compile/unsupported", f"what follows from {called(product.result)}, which makers make, is needed by the other warps "
+                      "in registers", loc=product.loc, got="work or a store of theirs that reads it",
+                      expected="operands of their products alone", hint="name those products in Schedule.made too, or leave it out")
+    wide = next((o for o in walk(makes) for r in o.results if isinstance(r.type, Frag) and isinstance(r.type.layout, RegLayout)
+                 and r.type.layout.warps > schedule.makers), None)
+    if wide is not None:
+        raise FcError("compile/unsupported", f"{called(wide.result)} is spread over more warps than the makers are", loc=wide.loc,
+                      got=wide.result.type, expected=f"a tile that takes part in products of {schedule.makers} warps", hint=hint)
 
 
 def chains(body: Block) -> set[int]:
@@ -248,14 +269,14 @@ def chains(body: Block) -> set[int]:
     return {o["chain"] for o in walk(body) if o.kind == "narrow"}
 
 
-def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[Op, int]:
-    """Load -> how many warps of these roles wait for its tile."""
-    out = dict.fromkeys(loads, 0)
+def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[Op, dict[str, int]]:
+    """Load -> those of these roles that wait for its tile, and how many warps of each."""
+    out: dict[Op, dict[str, int]] = {o: {} for o in loads}
     sites: dict[str, set[str]] = {}
     for name, (body, warps) in roles.items():
         here = set(walk(body)) if body is not None else set()
         for o in loads if body is not None else ():
-            out[o] += warps if o in here else 0
+            out[o] |= {name: warps} if o in here else {}
             sites.setdefault(o["site"], set()).add(f"{name} {o in here}")
     for o in loads:
         torn = [n for n in roles if {f"{n} True", f"{n} False"} <= sites[o["site"]]]
@@ -269,5 +290,5 @@ def made_channels(body: Block, made: dict[Op, Value], schedule: Schedule, first:
     """The body in which each slot that makers fill says the number of its channel, from `first` on. Each warp of the makers arrives for
     what it has stored."""
     rings = list(dict.fromkeys(made.values()))
-    marked = edited(body, lambda o: o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else o)
+    marked = edited(body, lambda o: o.with_attrs(channel=first + rings.index(made[o])) if o in made else o)
     return marked if made else body, [Channel.between(v, schedule.warps, fillers=schedule.makers) for v in rings]

@@ -19,12 +19,15 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
 from ..facts.common import without_effect
+from .handed import handed
 from .makers import WORK, apart, read_by_products
 from .prefetch import guarded, with_guards
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if schedule.makers:
+    if schedule.made:
+        kernel = handed(kernel, schedule)
+    elif schedule.makers:
         return _made_apart(kernel, schedule)
     if not any(o.get("math") == "wgmma" for o in walk_kernel(kernel)):
         return kernel

@@ -44,16 +44,27 @@ REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (2
 #: too; beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
 TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
 FEWEST, SHORT = 28, 8
+#: of registers, what a thread gets
+LEAST, MOST = 24, 240
 
 
-def _registers(groups: int, makers: int, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
-    """Of each role; where several blocks share a multiprocessor, what a block gets at launch is less. body: of the consumers."""
+def _registers(groups: int, makes: Block | None, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
+    """Of each role; where several blocks share a multiprocessor, what a block gets at launch is less. makes: of the makers, if there are
+    any; body: of the consumers."""
+    makers = schedule.makers // 4 if makes is not None else 0
     *others, work = REGISTERS[groups, makers]
     loops = [o.regions[0] for o in walk(body) if o.kind == "for" and (makers or any(x.kind == "stage" for x in o.regions[0].ops))]
-    if schedule.min_blocks == 1 and max(map(least, loops), default=0) > work + (SHORT if makers else -FEWEST):
-        *others, work = TIGHT.get((groups, makers), REGISTERS[groups, makers])
+    need = max(map(least, loops), default=0)
     every = groups + makers + 1
     got = at_launch(target, 128 * every, schedule.min_blocks) * every
+    if makes is not None and any(o.kind == "dot" for o in walk(makes)):  # each has its fragments, and as much beside them as the others
+        theirs = max((least(o.regions[0]) for o in walk(makes) if o.kind == "for"), default=0)
+        left = got - others[0]
+        fits = lambda n: max(LEAST, min(MOST, n // 8 * 8))
+        work = fits((left + makers * (need - theirs)) // (groups + makers))
+        return others[0], fits((left - groups * work) // makers), work
+    if schedule.min_blocks == 1 and need > work + (SHORT if makers else -FEWEST):
+        *others, work = TIGHT.get((groups, makers), REGISTERS[groups, makers])
     if schedule.min_blocks > 1:
         others = [min(n, 40) for n in others]
     return *others, min(work, (got - others[0] - makers * others[-1]) // groups // 8 * 8)
@@ -75,7 +86,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     made = rings_made(kernel.body)
-    makes, reads = sides(kernel.body, made) if made else (None, kernel.body)
+    makes, reads = sides(kernel.body, made, schedule) if made else (None, kernel.body)
     warps = warps_reading(loads, {"make": (makes, schedule.makers), "main": (reads, schedule.warps)})
     body, channels = find_channels(kernel.body, schedule, shared_loads(kernel), warps)
     body, outlets = made_channels(body, made, schedule, len(channels))
@@ -85,9 +96,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule)
     filled = _Filler(channels, schedule.hints).block(body)
-    makes, reads = sides(body, rings_made(body)) if made else (None, body)
+    makes, reads = sides(body, rings_made(body), schedule) if made else (None, body)
     roles = []
-    regs = _registers(groups, schedule.makers // 4 if makes else 0, reads, schedule, target)
+    regs = _registers(groups, makes, reads, schedule, target)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)

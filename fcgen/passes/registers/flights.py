@@ -160,9 +160,9 @@ def _room(homes: Homes, stored: set[Value]) -> int:
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
-                held = n == 0 and op["math"] in ("mma", "wgmma") and homes.home.get(v) == homes.a_layout(op)
+                held = n == 0 and op["math"] in ("mma", "wgmma") and homes.in_registers(op)
                 if homes.source(v)[0] not in stored and not held:
-                    slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
+                    slots = 2 if (n and op["math"] == "wgmma") or v in homes.handed else 1  # made ahead
                     staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
             (looped if op in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)

@@ -20,6 +20,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
 from ..facts.common import ALIKE, ELEMENTWISE
+from ..facts.jobs import of_makers
 from ..facts.warp_grid import grid_of
 from .flights import find_flights, find_twins
 
@@ -43,6 +44,7 @@ class Homes:
         body = self.kernel.body
         self.defs = definitions(body)
         self.uses = uses(body)
+        self.handed = of_makers(body)
         self.made_with: dict[Value, set[Value]] = {}  # value -> all that its block makes
         for block in blocks(body):
             made = {v for op in block.ops for v in op.results}
@@ -79,6 +81,11 @@ class Homes:
         """The register layout of the left operand of an mma or wgmma dot."""
         (rows, depth), down, size = op.operands[0].type.shape, self.grid(op)[0], op.operands[0].type.dtype.bytes
         return wgmma_a(rows, depth, down, size) if op["math"] == "wgmma" else mma_a(rows, depth, (down, 1), size)
+
+    def in_registers(self, op: Op) -> bool:
+        """Whether the left operand of an mma or wgmma dot lies in registers as the instruction reads it, of the warps that make the dot."""
+        v = op.operands[0]
+        return self.home.get(v) == self.a_layout(op) and (bool(op.get("made")) or v not in self.handed)
 
     def columns(self, v: Value, flipped: bool = False) -> int:
         """In runs of how many columns warps, or warpgroups, read a shared tile as it is stored; 0 where they read all of them."""

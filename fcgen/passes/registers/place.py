@@ -346,7 +346,7 @@ class _Placer:
             dtype = op.result.type.dtype
             zero = b.emit("const", value=0.0 if dtype.is_float else 0, dtype=dtype.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
-        extra = {name: op[name] for name in ("ones", "early", "behind", "rolling") if op.get(name)}
+        extra = {name: op[name] for name in ("ones", "early", "behind", "rolling", "made") if op.get(name)}
         if "ones" in extra and (family != "wgmma" or tb):
             raise FcError("compile/schedule", f"the dot %{op['site']} cannot read ones beside its right operand",
                           expected="math wgmma, and a right operand that is stored as it is read",
@@ -355,7 +355,7 @@ class _Placer:
 
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
         v = op.operands[0]
-        if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
+        if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes.in_registers(op):
             return self.want(v, self.homes[v], b, env), False
         stored, flipped = self.homes.source(v)
         if family == "wgmma" and op.get("regs"):

@@ -26,7 +26,7 @@ from ...ir.text import base_name
 from ..facts.common import loaded_name, without_effect
 
 #: field that names dots -> the attribute that tells a dot
-OF_DOTS = {"late": "late", "early": "early", "behind": "behind", "rolling": "rolling", "ones": "sums", "regs_a": "regs"}
+OF_DOTS = {"late": "late", "early": "early", "behind": "behind", "rolling": "rolling", "ones": "sums", "regs_a": "regs", "made": "made"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -97,7 +97,8 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
     _known("grid", _keys(schedule.grid), dots, "dot")
     for name, grid in schedule.grid:
         family = _decided(dots[name], name, schedule, target)["math"]
-        units = schedule.warps // 4 if family == "wgmma" else schedule.warps
+        warps = schedule.makers if name in schedule.made else schedule.warps
+        units = warps // 4 if family == "wgmma" else warps
         if family == "fma":
             raise without_effect("grid", f"%{name} is made by multiply-adds, whose lanes lie along rows and columns", got=grid,
                                  loc=dots[name].loc)
@@ -109,11 +110,16 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
     if schedule.early and schedule.persistent == "dynamic":  # (64 x 128, three slots, l2=32, H100; neither text nor simulator shows why)
         raise FcError("compile/schedule", "Schedule.early: products ahead of tiles that blocks claim are not known to be right",
                       got="dynamic", expected='persistent="static" or "none"', hint="such a kernel gave a wrong sum once, and never again")
-    for field in ("early", "behind", "rolling"):
+    ahead = next((name for name in schedule.early if name in schedule.made), None)
+    if ahead is not None:  # the other warps let go of its tile when they have issued a product of what follows from this one's
+        raise FcError("compile/schedule", f"Schedule.early: %{ahead} is the makers', whose tiles the other warps free an iteration later",
+                      loc=dots[ahead].loc, expected="a product of the other warps", got=f"{ahead}, made={'+'.join(schedule.made)}",
+                      hint="makers run ahead of the other warps without that")
+    for field in ("early", "behind", "rolling", "made"):
         for name in getattr(schedule, field):
             if (family := _decided(dots[name], name, schedule, target)["math"]) != "wgmma":
-                raise without_effect(field, f"%{name} waits for its result", expected='a dot made by wgmma', got=f"{name} by {family}",
-                                     loc=dots[name].loc)
+                why = "is no product of a warpgroup" if field == "made" else "waits for its result"
+                raise without_effect(field, f"%{name} {why}", expected='a dot made by wgmma', got=f"{name} by {family}", loc=dots[name].loc)
     able = [name for name, op in dots.items() if multiplies(op, schedule.math_of(name), target)]
     for name in _keys(schedule.math):
         if name not in able:
@@ -170,6 +176,7 @@ def _check_fields(s: Schedule, target: Target) -> None:
     needs = (("hints", s.hints, bulk, 'copy="tma"'), ("makers", s.makers, bulk and s.warps < 16, 'copy="tma", and warps=4, 8 or 12'),
              ("sender", s.sender, bulk and s.epilogue == "tma" and s.persistent == "none",
               'copy="tma", epilogue="tma", and one tile for each block (persistent="none")'),
+             ("made", s.made, bool(s.makers), "makers=4"),
              ("tokens", s.tokens, bulk and s.warps > 4, 'copy="tma" and several warpgroups: warps=8 or more'),
              ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'),
              ("parts", s.parts > 1, bulk and s.persistent == "none" and not any(n > 1 for _, n in s.cluster),
