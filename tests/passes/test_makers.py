@@ -143,3 +143,20 @@ def test_makers_without_anything_to_make_are_refused():
     tiles = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}
     with pytest.raises(fc.FcError, match=r"Schedule.makers has no effect"):
         assert bent.compile(target="sm_90a", schedule=fc.Schedule(tiles=tiles, math="wgmma", copy="tma", makers=4)).machine
+
+
+def test_what_makers_work_upon_in_one_copy_of_a_loop_takes_no_slots_of_the_other():
+    """Products of whole tiles read what is copied, those of masked ones what makers made: of these, the tensor's tile."""
+    @fc.kernel
+    def spec(A: "f16[M, K]", B: "f16[K, N]", C: "out f32[M, N]"):
+        (rows,) = fc.grid(fc.tile(A.M, "BM"))
+        acc = fc.var(fc.zeros(rows, B.N))
+        for ks in fc.loop(fc.tile(A.K, "BK"), live=lambda ks: ks.index >= rows.start):
+            acc <<= acc + fc.dot(fc.load(A[rows, ks]), fc.where(ks.index >= rows.start + 5, fc.load(B[ks]), 0.0))
+        fc.store(C[rows], acc)
+
+    schedule = fc.Schedule(tiles={"BM": 64, "BK": 64}, math="wgmma", copy="tma", makers=4)
+    p = spec.compile(target="sm_90a", N=64, schedule=schedule)
+    rng = np.random.default_rng(7)
+    given = {"A": rng.standard_normal((128, 200)).astype(np.float16), "B": rng.standard_normal((200, 64)).astype(np.float16)}
+    np.testing.assert_allclose(p.simulate(**given)["C"], p.interpret(**given)["C"], atol=1e-2)
