@@ -40,17 +40,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     made = {r: o for o in walk_kernel(kernel) for r in o.results}
     busy = [r for r in kernel.roles if any(o.kind == "wgmma" for o in walk(r.body))]
     views = {o.operands[1] for r in busy for o in walk(r.body) if o.kind in WRITES}
-    around = _Around(room, made, {made[v].operands[0] for v in views if position(v, made) is not None})
+    around = _Around(room, made, {made[v].operands[0] for v in views if position(v, made) is not None}, len(busy) == 1)
     return map_bodies(kernel, lambda body: _block(body, around)[0])
 
 
 @dataclass(frozen=True)
 class _Around:
-    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings of what follows from other products."""
+    """room: registers that fragments may take. made: value -> its op, of all roles. stored: rings of what follows from other products.
+    alone: one role has all products."""
 
     room: int
     made: dict[Value, Op]
     stored: set[Value]
+    alone: bool
 
 
 @dataclass
@@ -218,13 +220,12 @@ def _frees(op: Op, f: _Flight, ops: dict[Value, Op], out: list[Op]) -> bool:
 
 
 def _for_product(wait: Op, block: Block, around: _Around) -> bool:
-    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers, or that follows from
-    other products. Rows are there long before, and waiting for one between products would keep the slots of others."""
+    """Whether a product may read the tile that is waited for, which is there early: no tile that goes to registers. Rows are there long
+    before, and waiting for one between products would keep the slots of others. Beside another role's products none is early: that role
+    frees one slot after the other."""
     made = {r: o for o in block.ops for r in o.results}
     views = {v for v in made if position(v, made) is wait.operands[1]}
-    if any(made[v].operands[0] in around.stored for v in views):
-        return False
-    if any(o.kind in WRITES and not views.isdisjoint(o.operands) for o in block.ops) or _stored_here(wait, block, made):
+    if not around.alone or any(o.kind in WRITES and not views.isdisjoint(o.operands) for o in block.ops) or _stored_here(wait, block, made):
         return False
     reader = next((o for o in block.ops if o.reads & views), None)
     return reader is None or reader.kind not in ("ld_shared", "ldmatrix") or len(reader.result.type.shape) == 1
