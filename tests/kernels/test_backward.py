@@ -100,6 +100,8 @@ CASES = {
     "sender": ("", 64, hopper(64, 128, 2, behind="dq", early="s", sender=True), {(8, 1), (4, 2)}),
     "sender, two slots": ("by_rows", 64, hopper(64, 128, 2, sender=True), {(8, 1), (4, 2)}),
     "sender, one part": ("turned", 64, hopper(80, 128, 2, grid={"dq": (1, 1)}, sender=True), {(8, 1), (4, 1)}),
+    "sender, tiles in steps": ("", 64, hopper(64, 128, 2, behind="dq", early="s", sender=True, persistent="static"), {(8, 1), (4, 2)}),
+    "sender, claimed tiles": ("", 64, hopper(64, 128, 2, sender=True, persistent="dynamic"), {(8, 1), (4, 2)}),
     "held operands": ("", 64, hopper(64, 128, 2, regs_a="s+dp"), {(8, 1), (4, 2)}),
     "ada": ("", 128, ada(32, 64, 8), {(4, 2), (2, 4)}),
     "ada rows": ("by_rows", 64, ada(32, 64, 4), {(4, 1), (2, 2)}),
@@ -205,8 +207,42 @@ def test_barriers_of_parts_are_read_and_verified(by_columns):
         compiler.to_cuda(apart, p.target)
 
 
-@pytest.mark.parametrize("more, why", [({"epilogue": "quad"}, "goes with other fields"), ({"persistent": "static"}, "goes with other fields"),
-                                       ({"epilogue": "tma", "spec": "rows"}, "no loop stores")])
+@pytest.mark.parametrize("name", ["sender, tiles in steps", "sender, claimed tiles"])
+def test_a_sender_hears_of_a_blocks_tiles_as_the_others_do(name, by_columns):
+    """Each of its waits and arrivals of what it hears is one that a race or a deadlock shows to be missing."""
+    p, args, _ = case(name, by_columns, "sm_90a", (70, 300))
+    send = p.machine.roles[1]
+    faults = [o for o in walk(send.body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[0].name.startswith("next")]
+    assert [o.kind for o in faults] == ["mbar_wait", "mbar_arrive"] * 2
+    assert next(v.type.count for v in p.machine.buffers if v.name == "next_empty") == 8 + 1
+    assert "ld_shared_i32x1(&" in p.cuda, "one thread asks no others"
+    for fault in faults:
+        kernel = replace(p.machine, roles=tuple(replace(r, body=without(r.body, fault)) for r in p.machine.roles))
+        with pytest.raises(fc.FcError, match="sim/"):
+            check(kernel, args, p.target)
+
+
+def test_adds_that_have_turns_are_sent_for_one_tile_of_the_grid():
+    from fcgen.kernels.backward import backward_in_turn
+    p = backward_in_turn.compile(target="sm_90a", T=fc.f16, D=64, E=64, check=False,
+                                 schedule=hopper(64, 128, 2, sender=True, persistent="static"))
+    with pytest.raises(fc.FcError, match="for one tile of the grid"):
+        p.machine  # noqa: B018
+
+
+def test_copies_of_a_loop_have_the_channel_of_what_follows_behind_in_common(by_columns):
+    schedule = hopper(64, 128, 2, behind="dq", early="s", sender=True, split="loops")
+    from fcgen.kernels.backward import backward
+    p = backward.compile(target="sm_90a", schedule=schedule, check=False, T=fc.f16, D=64, E=64, mask="causal_top_left")
+    assert [v.name for v in p.machine.buffers].count("ds_tile") == 1
+    given = by_columns.inputs(np.random.default_rng(1), m=330, n=200, d=64)
+    args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
+    args = {{"Sums": "dQ"}.get(k, k): x for k, x in args.items()}
+    got, want = p.simulate(**args), p.interpret(**args)
+    assert all(np.abs(np.asarray(got[k], np.float64) - np.asarray(want[k], np.float64)).max() < 4e-3 for k in want)
+
+
+@pytest.mark.parametrize("more, why", [({"epilogue": "quad"}, "goes with other fields"), ({"epilogue": "tma", "spec": "rows"}, "no loop stores")])
 def test_a_sender_that_has_nothing_to_send_is_refused(more, why, by_columns):
     from fcgen.kernels.backward import backward
     more = dict(more)

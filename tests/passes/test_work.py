@@ -16,18 +16,20 @@ HOPPER = {"target": "sm_90a", "check": False, "T": fc.f16, "D": 64, "E": 64}
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", epilogue="tma", split="branch")
 
 
-def ordered(spec, mask, **more):
+def ordered(spec, mask, split="branch", **more):
     facts = {**VARIANTS["plain"], "lazy": 0.0, "sums": "rounded"} if spec is attention else {}
-    program = spec.compile(schedule=SCHEDULE, mask=mask, **facts, **HOPPER, **more)
+    program = spec.compile(schedule=replace(SCHEDULE, split=split), mask=mask, **facts, **HOPPER, **more)
     return program.stages()["order"]
 
 
+@pytest.mark.parametrize("split", ["branch", "loops"])
 @pytest.mark.parametrize("spec, axis, mask, grows", [
     (attention, 2, "none", 0), (attention, 2, "causal_top_left", 1), (attention, 2, "causal_bottom_right", 1), (attention, 1, "causal_top_left", 0),
     (backward, 2, "none", 0), (backward, 2, "causal_top_left", -1), (backward, 2, "causal_bottom_right", -1),
     (backward, 0, "causal_top_left", 0)])
-def test_work_along_an_axis(spec, axis, mask, grows):
-    kernel = ordered(spec, mask)
+def test_work_along_an_axis(spec, axis, mask, grows, split):
+    """Of copies of a loop, where the first begins and the last ends."""
+    kernel = ordered(spec, mask, split)
     assert works(kernel, axis) == grows and kernel.grid[axis].reverse == (grows > 0)
 
 

@@ -208,8 +208,12 @@ def _post(em: Emitter, op: Op) -> None:
 @emits("fetch")
 def _fetch(em: Emitter, op: Op) -> None:
     for n, r in enumerate(op.results):
-        name = em.names(r.name, "next")
-        em.w.line(f"const int {name} = {em.fn('fetch_i32')}({add(em.scalars[op.operands[0]], X(str(4 * n)))});")
+        name, at = em.names(r.name, "next"), add(em.scalars[op.operands[0]], X(str(4 * n)))
+        if em.one_thread:
+            em.w.line(f"int {name};")
+            em.w.line(f"{em.fn('ld_shared_i32x1')}(&{name}, {at});")
+        else:
+            em.w.line(f"const int {name} = {em.fn('fetch_i32')}({at});")
         em.scalars[r] = X(name, depth=em.depth)
         em.nonneg.add(r)
 

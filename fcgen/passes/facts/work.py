@@ -14,7 +14,12 @@ from ...ir.types import Scalar
 def works(kernel: Kernel, axis: int) -> int:
     """1 where a loop's end grows with the axis, -1 where its begin alone does, so that the last program has the least work; else 0."""
     defs, on = definitions(kernel.body), kernel.body.args[axis]
-    ends = [(_goes(op.operands[0], on, defs), _goes(op.operands[1], on, defs)) for op in walk(kernel.body) if op.kind == "for"]
+    copies: dict[object, list[Op]] = {}  # of a loop, in its direction: only where the first begins and the last ends counts
+    for op in walk(kernel.body):
+        if op.kind == "for":
+            copies.setdefault(op.get("chain", op), []).append(op)
+    ordered = [loops[::-1] if loops[0].get("descending") else loops for loops in copies.values()]
+    ends = [(_goes(loops[0].operands[0], on, defs), _goes(loops[-1].operands[1], on, defs)) for loops in ordered]
     if any(end not in (0, -1) for _, end in ends):
         return 1
     return -1 if any(begin == 1 or end == -1 for begin, end in ends) else 0

@@ -30,38 +30,41 @@ SLOTS = 2
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not schedule.behind:
         return kernel
-    buffers = list(kernel.buffers)
-    roles = tuple(_role(r, buffers) for r in kernel.roles)
-    if len(buffers) == len(kernel.buffers):
+    channels: dict[Value, tuple[Channel, Channel]] = {}
+    roles = tuple(_role(r, channels) for r in kernel.roles)
+    if not channels:
         raise without_effect("behind", "no product that wgmma makes in a loop is called so", got="+".join(schedule.behind),
                              expected="a dot of what its loop computes, only stored, with math=\"wgmma\"")
     if (left := next((o for r in roles for o in walk(r.body) if o.kind == "wgmma" and o.get("behind")), None)) is not None:
         raise without_effect("behind", "one product of each loop's own body can follow behind it", got="+".join(schedule.behind),
                              loc=left.loc)
     used = {v for r in roles for o in walk(r.body) for v in o.operands}
+    buffers = (*kernel.buffers, *(v for _, out in channels.values() for v in out.buffers))
     return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
 
 
-def _role(role: Role, buffers: list[Value]) -> Role:
-    before = len(buffers)
-    body = _block(role.body, role.warps, buffers)
-    return role if len(buffers) == before else replace(role, body=remove_dead(thread_cursors(body)))
+def _role(role: Role, channels: dict[Value, tuple[Channel, Channel]]) -> Role:
+    before = len(channels)
+    body = _block(role.body, role.warps, channels)
+    return role if len(channels) == before else replace(role, body=remove_dead(thread_cursors(body)))
 
 
-def _block(block: Block, warps: int, buffers: list[Value]) -> Block:
+def _block(block: Block, warps: int, channels: dict[Value, tuple[Channel, Channel]]) -> Block:
     ops: list[Op] = []
     for op in block.ops:
         dot = next((o for o in op.regions[0].ops if o.kind == "wgmma" and o.get("behind")), None) if op.kind == "for" else None
-        ops += _Behind(op, dot, warps, buffers).loops() if dot is not None else [op.within(lambda r: _block(r, warps, buffers))]
+        ops += _Behind(op, dot, warps, channels).loops() if dot is not None else [op.within(lambda r: _block(r, warps, channels))]
     return Block(block.args, tuple(ops))
 
 
 @dataclass
 class _Behind:
+    """channels: staged tile -> the channel in its place, as those see it who store and who read. Copies of a loop have it in common."""
+
     loop: Op
     dot: Op
     warps: int
-    buffers: list[Value]
+    channels: dict[Value, tuple[Channel, Channel]]
 
     def __post_init__(self) -> None:
         ops, self.made = self.loop.regions[0].ops[:-1], self.loop.regions[0].made
@@ -87,11 +90,12 @@ class _Behind:
         self.reads = followed([v for o in self.late for v in o.operands if v not in mine], self.made, lambda o: not has_effect(o))
         if self.reads is None or any(not isinstance(r.type, Scalar) for o in self.reads for r in o.results if o.kind != "full"):
             raise self.cannot("it reads more than that tile of its iteration")
-        name = self.staged.name
-        both = Channel.between(Value(replace(self.staged.type, slots=SLOTS), name), self.warps, fillers=self.warps)
-        self.into = replace(both.outlet(), cursor=Value(Cursor(SLOTS), f"{name}_in"))
-        self.out = replace(both, cursor=Value(Cursor(SLOTS), f"{name}_out"))
-        self.buffers += both.buffers
+        if self.staged not in self.channels:
+            name = self.staged.name
+            both = Channel.between(Value(replace(self.staged.type, slots=SLOTS), name), self.warps, fillers=self.warps)
+            self.channels[self.staged] = (replace(both.outlet(), cursor=Value(Cursor(SLOTS), f"{name}_in")),
+                                          replace(both, cursor=Value(Cursor(SLOTS), f"{name}_out")))
+        self.into, self.out = self.channels[self.staged]
 
     def cannot(self, why: str) -> FcError:
         return FcError("compile/schedule", f"Schedule.behind: {called(self.dot.result)} cannot follow an iteration behind: {why}",

@@ -3,10 +3,10 @@
 In: selected machine IR whose first role is one thread, with the waits and arrivals of its other channels. Out: the same, where a tile that
 a loop stages for a bulk store travels through a channel: warps wait until its slot is free, stage, say that it is full and go on. The role
 `send`, a warp beside the one that copies, walks the same loops: it waits for the warps of each part, starts the part's store, and frees the
-slot when the engine has read it (`sync` puts that wait there). A tile that products read too stays with the warps that compute, who wait
-for all of it anyway. A tile that is added in turn waits for it there, and ends it when it has
-been written. So no warp that computes issues a store, or waits for one. Guaranteed: a
-channel has a second slot where that costs no block its room.
+slot when the engine has read it (`sync` puts that wait there). Of the tiles that a block works through it hears as the warps do that
+compute. A tile that products read too stays with the warps that compute, who wait for all of it anyway. A tile that is added in turn waits
+for it there, and ends it when it has been written. So no warp that computes issues a store, or waits for one. Guaranteed: a channel has a
+second slot where that costs no block its room.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     read = _channels(main.body, {o.operands[-1] for o in stores})
     if not sent and not read:
         raise without_effect("sender", "no loop stores a tile by bulk copies that no product reads", got=True)
+    odd = next((o for o in stores if o.get("turn") or o.operands[-1] not in alone), None)
+    if odd is not None and schedule.persistent != "none":
+        raise FcError("compile/unsupported", "a thread that stores what products read, or adds in turn, does so for one tile of the grid",
+                      loc=odd.loc, expected='persistent="none"', got=schedule.persistent)
     if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:
         raise without_effect("sender", "no thread of its own copies tiles", got=True)
     kernel = _through(kernel, sent, read, 2, schedule, target) or _through(kernel, sent, read, 1, schedule, target) or kernel
@@ -87,12 +91,14 @@ def _through(kernel: Kernel, sent: dict[Value, int], read: dict[Value, _Read], s
     ring = lambda v: Value(replace(v.type, slots=slots), v.name)
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
     body = copy_block(main.body, Env())
-    send = remove_dead(thread_cursors(_sends(body, channels, read, definitions(body))))
+    heard = _heard(body)
+    send = remove_dead(thread_cursors(_sends(body, channels, read, definitions(body), heard)))
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}, read, definitions(main.body)))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others,
              replace(main, body=_until_free(staged, read)))
     buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
-    more = Env({c.empty: Value(replace(c.empty.type, count=c.empty.type.count + 1), c.empty.name) for c in read.values()})
+    freed = {o.operands[0]: o.get("cluster", 1) for o in heard if o.kind == "mbar_arrive"} | {c.empty: 1 for c in read.values()}
+    more = Env({v: Value(replace(v.type, count=v.type.count + n), v.name) for v, n in freed.items()})
     out = map_bodies(replace(kernel, roles=roles, buffers=more.all(buffers)), lambda body: substitute_block(body, more))
     enough = lambda: max(1, min(side_by_side(kernel, target), schedule.min_blocks))
     return out if slots == 1 or side_by_side(out, target) >= enough() else None
@@ -112,6 +118,13 @@ def _until_free(body: Block, read: dict[Value, _Read]) -> Block:
                     at = b.emit("advance", at, name=at.name)
                 b.do("mbar_wait", c.empty, at, lag=1)
     return b.block(body.args)
+
+
+def _heard(body: Block) -> set[Op]:
+    """The waits and arrivals of numbers that a role tells the others."""
+    made = definitions(body)
+    at = {made[o.operands[0]].operands[1] for o in walk(body) if o.kind == "fetch"}
+    return {o for o in walk(body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[1] in at}
 
 
 def _stages(block: Block, channels: dict[Value, Channel], read: Container[Value], made: Mapping[Value, Op]) -> Block:
@@ -144,8 +157,8 @@ def _stages(block: Block, channels: dict[Value, Channel], read: Container[Value]
     return b.block(block.args)
 
 
-def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read], made: Mapping[Value, Op]) -> Block:
-    """What the sender does: the loops and scalars that stores follow from, and the stores."""
+def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read], made: Mapping[Value, Op], heard: Container[Op]) -> Block:
+    """What the sender does: the loops and scalars that stores follow from, what it hears of them, and the stores."""
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
@@ -169,6 +182,6 @@ def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read
             b.add(op)
             b.do("bulk_commit")
             b.do("mbar_arrive", own.empty, at)
-        elif op.regions or op.kind == "yield" or not has_effect(op):
-            b.add(op.within(lambda r: _sends(r, channels, read, made)))
+        elif op.regions or op.kind == "yield" or op in heard or not has_effect(op):
+            b.add(op.within(lambda r: _sends(r, channels, read, made, heard)))
     return b.block(block.args)

@@ -174,8 +174,7 @@ def _check_fields(s: Schedule, target: Target) -> None:
         raise FcError("compile/schedule", "beside a role that copies, whole warpgroups compute", expected="warps=4, 8, 12 or 16",
                       got=f"warps={s.warps}")
     needs = (("hints", s.hints, bulk, 'copy="tma"'), ("makers", s.makers, bulk and s.warps < 16, 'copy="tma", and warps=4, 8 or 12'),
-             ("sender", s.sender, bulk and s.epilogue == "tma" and s.persistent == "none",
-              'copy="tma", epilogue="tma", and one tile for each block (persistent="none")'),
+             ("sender", s.sender, bulk and s.epilogue == "tma", 'copy="tma" and epilogue="tma"'),
              ("made", s.made, bool(s.makers), "makers=4"),
              ("tokens", s.tokens, bulk and s.warps > 4, 'copy="tma" and several warpgroups: warps=8 or more'),
              ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'),
