@@ -44,8 +44,8 @@ REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (2
 #: too; beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
 TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
 FEWEST, SHORT = 28, 8
-#: of registers, what a thread gets
-LEAST, MOST = 24, 240
+#: of registers, what a thread gets; and the one that copies, where the others' follow from their loops
+LEAST, MOST, LOAD = 24, 240, 40
 
 
 def _registers(groups: int, makes: Block | None, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
@@ -59,10 +59,10 @@ def _registers(groups: int, makes: Block | None, body: Block, schedule: Schedule
     got = at_launch(target, 128 * every, schedule.min_blocks) * every
     if makes is not None and any(o.kind == "dot" for o in walk(makes)):  # each has its fragments, and as much beside them as the others
         theirs = max((least(o.regions[0]) for o in walk(makes) if o.kind == "for"), default=0)
-        left = got - others[0]
+        left = got - LOAD
         fits = lambda n: max(LEAST, min(MOST, n // 8 * 8))
         work = fits((left + makers * (need - theirs)) // (groups + makers))
-        return others[0], fits((left - groups * work) // makers), work
+        return LOAD, fits((left - groups * work) // makers), work
     if schedule.min_blocks == 1 and need > work + (SHORT if makers else -FEWEST):
         *others, work = TIGHT.get((groups, makers), REGISTERS[groups, makers])
     if schedule.min_blocks > 1:
