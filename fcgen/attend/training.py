@@ -25,7 +25,7 @@ from ..build.tables import kept_in
 from ..errors import FcError
 from ..ir.types import DTYPES, f32
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import FEW_BYTES, Way, candidates, turned, ways
+from ..kernels.backward_schedules import Way, candidates, few_bytes, turned, ways
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
@@ -335,7 +335,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
         try:
             program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions,
                                    **(turned(schedule) if any(p.name == "turned" for p in spec.signature.params) else {}))
-            if _fits(program.first if isinstance(program, Captured) else program):
+            if _fits(program.first if isinstance(program, Captured) else program, few_bytes(schedule, bool(functions))):
                 return program  # type: ignore[no-any-return]
             possible = possible or program
         except FcError as e:
@@ -364,7 +364,7 @@ def _stands(program: Program) -> bool:
         return False
 
 
-def _fits(program: Program) -> bool:
+def _fits(program: Program, few: int) -> bool:
     program.quiet = True
     found = program.resources
-    return not found.spills if found.spill_stores is None else found.spill_stores <= FEW_BYTES
+    return not found.spills if found.spill_stores is None else found.spill_stores <= few

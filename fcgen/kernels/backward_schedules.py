@@ -19,8 +19,9 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
     return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, stages=stages, **more)  # type: ignore[arg-type]
 
 
-#: of a thread's values in memory cost less than smaller tiles do
-FEW_BYTES = 80
+#: of a thread's values in memory cost less than smaller tiles do; where blocks claim tiles, the role that claims them has most of these,
+#: and reads them once a tile
+FEW_BYTES, CLAIMING = 80, 160
 #: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
@@ -43,6 +44,9 @@ _WHOLE = {**_SENT, "split": "none"}
 #: bf16, 16k 611 TFLOP/s where _APART has 572; 8 heads to one of keys, fp16, causal, 4k 498 for 470; a window of 1024 526 for 492. Full 595
 #: for 616. Sums that the loop scales, of _APART 603 for 572, are slower here: 567 for 618)
 _STEP = {"early": "s", "rolling": "dv", "sender": True}
+#: the next tile of keys is on its way while the last products of this one run (H200, D=64, 1k, 4k and 16k: full 466, 531 and 546 TFLOP/s
+#: for 443, 521 and 509 of 96 rows with K and V in registers; causal 352, 482 and 522 for 328, 460 and 499 of _SENT)
+_CLAIMS = {"behind": "dq", "rolling": "dv", "sender": True, "persistent": "dynamic"}
 #: MiB of L2 for what loops read of the heads that run side by side, and add to
 SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
@@ -64,9 +68,9 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 #: the same where all tiles of keys are alike. K and V are left operands from registers: shared memory was what two warpgroups had least of
 #: (D=64, 128 rows: 2,824 of 4,400 cycles of a tile; H200, fp16, 1k and 16k: 444 and 522 TFLOP/s for 441 and 502)
 #: (D=128: 513, 570 and 587 TFLOP/s at 1k, 4k and 16k for 496, 569 and 591 of _WHOLE)
-_ALIKE = {64: (_hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s"),), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
+_ALIKE = {64: (_hopper(128, 128, 2, _TWO, **_CLAIMS), _hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s")), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where they differ in work
-_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
+_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_CLAIMS), _hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_STEP, hints=True), _hopper(64, 128, 2, _TWO, **_APART),
                  _hopper(64, 128, 2, _QUEUED, early="s"))}
@@ -94,7 +98,7 @@ _IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 
 _SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
                  _hopper(64, 64, 2, 1)),
            192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
-           256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, {"q": 2, "do": 1}), _hopper(64, 64, 2, 1))}
+           256: (_hopper(64, 64, 2, _TWO, **_MADE, sender=True), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
 #: where tiles of keys differ in work (D=128, causal, 1k: 0.300 ms for 0.312)
 _SCORES_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"),)}
 #: of `backward_queries`
@@ -153,6 +157,11 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*pick(_ALIKE), *found)
     beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `apart`)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found
+
+
+def few_bytes(schedule: Schedule, functions: bool = False) -> int:
+    """What a program may spill. functions: it has some, whose values the warps that compute may have to spill."""
+    return CLAIMING if schedule.persistent == "dynamic" and schedule.sender and not functions else FEW_BYTES
 
 
 class Way(Enum):
