@@ -73,7 +73,8 @@ _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, *
 #: where they do not, but a function says which scores count: most tiles of rows need no mask
 _MASKED: dict[int, tuple[Schedule, ...]] = {64: (), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: scores and the gradients of weights by a warpgroup of its own: 64 keys are too few rows for two, whose products of 32 rows read shared
-#: memory 1.5 times as fast as it can be (H200, bf16, D=256: full, 4k and 16k: 674 and 689 TFLOP/s for 606 and 626; causal, 4k: 620 for 561)
+#: memory 1.5 times as fast as it can be (H200, bf16, D=256, 4k: full 691 TFLOP/s for 606, causal 635 for 561; where gradients of scores are
+#: stored, by the sender: 615 for 586, 617 for 548)
 _MADE: dict[str, object] = {"makers": 4, "made": "s+dp"}
 #: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 #: (keys alone, bf16: 584 TFLOP/s for 510 at D=64, 646 for 622 at 128; rows: 624 for 605, 710 for 639)
@@ -94,7 +95,8 @@ _IN_TURN = {64: (_hopper(128, 128, 2, _TWO, **_TURNS),), 128: (_hopper(64, 128, 
 _SCORES = {128: (_hopper(64, 128, 2, _TWO, early="s", rolling="dv"), _hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO),
                  _hopper(64, 64, 2, 1)),
            192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
-           256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, {"q": 2, "do": 1}), _hopper(64, 64, 2, 1))}
+           256: (_hopper(64, 64, 2, _TWO, **_MADE, sender=True), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, {"q": 2, "do": 1}),
+               _hopper(64, 64, 2, 1))}
 #: where tiles of keys differ in work (D=128, causal, 1k: 0.300 ms for 0.312)
 _SCORES_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"),)}
 #: of `backward_queries`
