@@ -68,7 +68,8 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 #: the same where all tiles of keys are alike. K and V are left operands from registers: shared memory was what two warpgroups had least of
 #: (D=64, 128 rows: 2,824 of 4,400 cycles of a tile; H200, fp16, 1k and 16k: 444 and 522 TFLOP/s for 441 and 502)
 #: (D=128: 513, 570 and 587 TFLOP/s at 1k, 4k and 16k for 496, 569 and 591 of _WHOLE)
-_ALIKE = {64: (_hopper(128, 128, 2, _TWO, **_CLAIMS), _hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s")), 128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
+_ALIKE = {64: (_hopper(128, 128, 2, _TWO, **_CLAIMS), _hopper(96, 128, 2, _TWO, **_WHOLE, regs_a="dp+s")),
+          128: (_hopper(64, 128, 2, _TWO, **_STEP),)}
 #: and where they differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, **_CLAIMS), _hopper(128, 128, 2, _TWO, **_SENT), _hopper(96, 128, 2, _TWO, **_APART),
                 _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
