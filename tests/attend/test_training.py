@@ -34,7 +34,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Program, "launcher", property(Runs))
     monkeypatch.setattr(Program, "begin", lambda program: program)
     monkeypatch.setattr(Runs, "seen", [])
-    monkeypatch.setattr(training, "_fits", lambda program: True)
+    monkeypatch.setattr(training, "_fits", lambda *_: True)
     monkeypatch.setattr("fcgen.attend.variants._fits", lambda program: True)
     monkeypatch.setattr(backward_plans, "learn", lambda *_: None)
     for module in (calls, packed):  # what is known is launched by other means
@@ -176,7 +176,7 @@ def test_backward_programs_are_made_from_the_forward_call_on_and_once_more_where
 def test_heads_that_no_backward_program_fits_are_refused(monkeypatch) -> None:
     """Of 512 on 100 KB of shared memory: its key and value alone are 64 KB for 32 keys."""
     xs = [torch.randn(1, 1, 16, 512).half().requires_grad_() for _ in range(3)]
-    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: program.machine is not None)
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda program, few: program.machine is not None)
     monkeypatch.setattr(training, "_programs", {})
     monkeypatch.setattr(training, "_plans", {})
     with pytest.raises(FcError, match="no tile of the backward pass") as said:

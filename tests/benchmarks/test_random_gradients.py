@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     monkeypatch.setattr(drawn, "LENGTHS", (1, 7, 33))
-    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: True)
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda *_: True)
     monkeypatch.setattr("fcgen.attend.training._families", {})
     return interpreted(monkeypatch)
 

@@ -29,7 +29,7 @@ def test_the_text_is_its_seed_and_made_of_letters(train) -> None:
 
 def test_a_tiny_run_has_the_losses_of_sdpa(train, monkeypatch) -> None:
     """In half precision around attention alone: a CPU has no autocast to what the kernels take."""
-    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: True)
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda *_: True)
     monkeypatch.setattr("fcgen.attend.training._families", {})
     torch.set_num_threads(1)
     seen = interpreted(monkeypatch)

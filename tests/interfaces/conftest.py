@@ -36,7 +36,7 @@ def gradient_kernels(kernels, monkeypatch):
     """The same for backward passes: whatever fits a schedule is taken, and nothing is kept from another test."""
     from fcgen.attend import training
 
-    monkeypatch.setattr(training, "_fits", lambda program: True)
+    monkeypatch.setattr(training, "_fits", lambda *_: True)
     monkeypatch.setattr(training, "_families", {})
     monkeypatch.setattr(training, "_programs", {})
     return kernels

@@ -19,7 +19,7 @@ WIDTH, HEADS = 32, 2
 
 @pytest.fixture(autouse=True)
 def programs(kernels, monkeypatch):
-    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: True)
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda *_: True)
     return kernels
 
 

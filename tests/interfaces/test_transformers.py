@@ -67,7 +67,7 @@ def test_logits(kernels, name, batch):
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "GptOss"])
 def test_a_step_of_training_has_the_gradients_of_eager_attention(kernels, name, monkeypatch):
     """Of every weight, sinks included, with padding, and through checkpoints of layers."""
-    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: True)
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda *_: True)
     m = model(name).train()
     labels = torch.where(PADDED.bool(), IDS, -100)
     labels[0, 4] = -100  # which padding would tell
