@@ -177,7 +177,7 @@ def ways(head: int, uneven: bool, grouped: bool, rows: int, in_order: bool, turn
     which saves two products of seven (H200, D=256, 4k: 2.3 ms for 2.9) or adds; they are 4 bytes of traffic a score (D=128, full, 4k: 1.05
     of the usual pass, 1.17 by turns; causal, 1k: 0.93; D=64: 1.29)."""
     few = rows <= FEW_ROWS
-    if room and (head > ADDS_UP_TO or (head > 64 and (in_order or few))):
+    if room and 64 < head <= max(_SCORES) and (head > ADDS_UP_TO or in_order or few):
         return Way.SCORES
     if head > ADDS_UP_TO or (uneven and few):
         return Way.ROWS
