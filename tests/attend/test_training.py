@@ -15,7 +15,7 @@ from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
 
 torch = pytest.importorskip("torch")
-from fcgen.attend import training  # noqa: E402
+from fcgen.attend import trained, training  # noqa: E402
 
 H, M, N, D = 2, 37, 45, 16
 
@@ -157,8 +157,8 @@ def test_backward_programs_are_made_from_the_forward_call_on_and_once_more_where
             raise FcError("compile/toolchain", "NVRTC is being installed")
         return compiled(spec, arch, facts, functions)
 
-    for name in ("_programs", "_plans"):
-        monkeypatch.setattr(training, name, {})
+    for module, name in ((training, "_programs"), (training, "_plans"), (trained, "_passes")):
+        monkeypatch.setattr(module, name, {})
     monkeypatch.setattr(training, "_compiled", making)
     xs = draw()
     out = fc.attention(*xs)
