@@ -256,3 +256,24 @@ def test_integers_are_divided_downwards_whatever_their_signs(dtype, much, tmp_pa
     np.testing.assert_array_equal(q, a // b)
     np.testing.assert_array_equal(r, a % b)
     assert p.built
+
+
+@fc.kernel
+def cut_and_divided(A: "i32[N]", Q: "out i32[N]", *, d: "i32", to="u32"):
+    fc.positive(d)
+    (tile,) = fc.grid(fc.tile(A.N, "BLOCK"))
+    n = tile.index
+    x = {"u32": n.to(fc.u32) * 2654435761, "i64": n.to(fc.i64) * 3000000000, "i8": n.to(fc.i8),
+         "i32": n * 1000003 + 5 * 10**8}[to]
+    fc.store(Q[tile], fc.load(A[tile]) * 0 + x.to(fc.i32) // d)
+
+
+@pytest.mark.parametrize("to", ["u32", "i64", "i8", "i32"])
+def test_what_is_cut_to_fewer_bits_is_divided_as_what_may_be_negative(to, tmp_path):
+    p = cut_and_divided.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK": 128}, warps=4), check=False, to=to)
+    a, q = np.zeros(3840, np.int32), np.zeros(3840, np.int32)
+    run_on_host(print_cuda(p.machine, TARGETS["sm_89"]), tmp_path, 30, {"A": a, "Q": q}, {"d": 7}, {"N": len(a)})
+    n = np.arange(len(a), dtype=np.int64)
+    x = {"u32": n * 2654435761, "i64": n * 3000000000, "i8": n.astype(np.int8), "i32": n * 1000003 + 5 * 10**8}[to].astype(np.int32)
+    assert (x < 0).any()
+    np.testing.assert_array_equal(q, x // 7)
