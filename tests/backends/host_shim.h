@@ -100,7 +100,7 @@ template <class T, class F> static T nearest_below(F x) {  // cvt.rzi: saturates
 static int __float2int_rz(float x) { return nearest_below<int>(x); }
 static uint32_t __float2uint_rz(float x) { return nearest_below<uint32_t>(x); }
 static int __mulhi(int a, int b) { return (int)(((int64_t)a * b) >> 32); }
-inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
+static int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 static uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
 static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t s) {
     const uint64_t both = (uint64_t)b << 32 | a;
