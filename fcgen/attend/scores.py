@@ -43,7 +43,7 @@ def wide(rows: int) -> int:
 
 def least(q: tuple[int, ...], k: tuple[int, ...], dtype: str, whole: bool) -> int:
     """Bytes of the least part: of all heads (whole), or of those that share a head of keys."""
-    heads = q[0] * q[1] if whole else q[1] // k[1]
+    heads = q[0] * q[1] if whole else q[1] // max(1, k[1])
     return heads * k[2] * wide(q[2]) * DTYPES[dtype].bytes
 
 

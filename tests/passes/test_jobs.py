@@ -36,7 +36,7 @@ def right(case, counts, seeds=(0, 1)):
 WAYS = {"one_slot": {"stages": 1}, "two": {"stages": 2}, "one_group": {"warps": 4}, "direct": {"epilogue": "direct"},
         "smem": {"tiles": {"BLOCK_M": 64, "BLOCK_N": 64}, "epilogue": "quad"}, "static": {"persistent": "static"},
         "dynamic": {"persistent": "dynamic", "hints": True, "pdl": True}, "one_loop": {"split": "none"}, "held": {"regs_a": "s"},
-        "more": {"made": "s+c"}, "rows": {"tiles": {"BLOCK_M": 128, "BLOCK_N": 32}, "grid": {"c": (1, 2), "d": (2, 1)}}, "blocks": {"min_blocks": 2}}
+        "more": {"made": "s+c"}, "cluster": {"made": "s+c", "cluster": {"rows": 2}}, "rows": {"tiles": {"BLOCK_M": 128, "BLOCK_N": 32}, "grid": {"c": (1, 2), "d": (2, 1)}}, "blocks": {"min_blocks": 2}}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -110,10 +110,16 @@ def nonneg(em: Emitter, v: Value, fuel: int = 12) -> bool:
     if op.kind == "const":
         return op["value"] >= 0
     if op.kind in ("add", "mul", "floordiv", "mod", "min", "shr"):
-        return all(nonneg(em, o, fuel - 1) for o in op.operands)
+        past = op.kind in ("add", "mul") and (v.type.dtype.bits < 32 or em.plan.wraps(v))  # the largest one, from where the least one follows
+        return not past and all(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind in ("max",):
         return any(nonneg(em, o, fuel - 1) for o in op.operands)
-    if op.kind in ("broadcast", "full") or (op.kind == "cast" and op.operands[0].type.dtype.is_int):
+    if op.kind == "cast":
+        src, dst = op.operands[0].type.dtype, v.type.dtype
+        if not src.is_int or dst.bits - dst.signed < src.bits - src.signed:
+            return False
+        return not src.signed or nonneg(em, op.operands[0], fuel - 1)
+    if op.kind in ("broadcast", "full"):
         return nonneg(em, op.operands[0], fuel - 1)
     return op.kind in ("size", "iota", "block_index", "block_count", "claim", "fetch")
 

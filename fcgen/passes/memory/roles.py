@@ -6,8 +6,8 @@ roles: a ring of slots with `full` and `empty` barriers, filled by the role `loa
 flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and
 released after its last one.
 Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a channel whose tiles are the same for all
-blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `main` ends
-with a `cluster_sync`.
+blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `make` and
+`main` end with a `cluster_sync`.
 
 What a role does for one tile goes under what hands out tiles (`grid`).
 """
@@ -97,6 +97,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     box = mailbox(kernel, schedule)
     filled = _Filler(channels, schedule.hints).block(body)
     makes, reads = sides(body, rings_made(body), schedule) if made else (None, body)
+    # no block may end while others copy into it or arrive on its barriers
+    end = (Op("cluster_sync"),) if any(c.blocks > 1 for c in channels) else ()
     roles = []
     regs = _registers(groups, makes, reads, schedule, target)
     if loads or box:
@@ -110,12 +112,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if makes is not None:  # it works on the tiles of all rows, and waits for no turn
         work = _Reader([*channels, *(c.outlet() for c in outlets)], False, chains(makes)).block(makes)
         make = over_grid(kernel, work, replace(schedule, tokens=False), box, False)
-        roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(make)), regs[1]))
+        make = remove_dead(thread_cursors(make))
+        roles.append(Role("make", schedule.makers, replace(make, ops=(*make.ops, *end)), regs[1]))
     read = _Reader([*channels, *outlets], schedule.tokens, shared_loops(reads)).block(reads)
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
-    if any(c.blocks > 1 for c in channels):  # no block may end while others copy into it or arrive on its barriers
-        main = replace(main, ops=(*main.ops, Op("cluster_sync")))
-    roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
+    roles.append(Role("main", schedule.warps, replace(main, ops=(*main.ops, *end)), regs[-1] if roles else 0))
     buffers = [v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers]
     buffers = [*(v for v in kernel.buffers if v not in made.values()), *buffers]
     return replace(kernel, roles=tuple(roles), buffers=tuple(buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
