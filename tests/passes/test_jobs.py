@@ -36,7 +36,9 @@ def right(case, counts, seeds=(0, 1)):
 WAYS = {"one_slot": {"stages": 1}, "two": {"stages": 2}, "one_group": {"warps": 4}, "direct": {"epilogue": "direct"},
         "smem": {"tiles": {"BLOCK_M": 64, "BLOCK_N": 64}, "epilogue": "quad"}, "static": {"persistent": "static"},
         "dynamic": {"persistent": "dynamic", "hints": True, "pdl": True}, "one_loop": {"split": "none"}, "held": {"regs_a": "s"},
-        "more": {"made": "s+c"}, "cluster": {"made": "s+c", "cluster": {"rows": 2}}, "rows": {"tiles": {"BLOCK_M": 128, "BLOCK_N": 32}, "grid": {"c": (1, 2), "d": (2, 1)}}, "blocks": {"min_blocks": 2}}
+        "more": {"made": "s+c"}, "cluster": {"made": "s+c", "cluster": {"rows": 2}},
+        "rows": {"tiles": {"BLOCK_M": 128, "BLOCK_N": 32}, "grid": {"c": (1, 2), "d": (2, 1)}},
+        "blocks": {"min_blocks": 2}}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -200,3 +202,31 @@ def test_products_that_lead_to_made_ones_are_the_makers_too():
     with pytest.raises(fc.FcError, match="follows from a product of the other warps") as e:
         assert gradients(64, **{**JOBS, "made": "dp"}).machine
     assert "name it in Schedule.made too" in str(e.value)
+
+
+@fc.kernel
+def stored_at_times(A: "T[M, K]", B: "T[N, K]", V: "T[N, E]", P: "inout T[M, N]", S: "out T[M, N]", C: "out f32[M, E]"):
+    """One tile is stored to two tensors, to one of them in a branch."""
+    (rows,) = fc.grid(fc.tile(A.M, "BLOCK_M"))
+    a, c = fc.load(A[rows]), fc.var(fc.zeros(rows, V.E))
+    for cols in fc.loop(fc.tile(B.N, "BLOCK_N")):
+        s = fc.dot(a, fc.load(B[cols]).T)
+        p = s.to(P.dtype)
+        fc.store(S[rows, cols], p)
+        c <<= c + fc.dot(p, fc.load(V[cols]))
+        with fc.when(cols.start % 64 == 0):
+            fc.store(P[rows, cols], p)
+    fc.store(C[rows], c)
+
+
+@pytest.mark.parametrize("sender", [False, True])
+@pytest.mark.parametrize("stages", [1, 3])
+def test_a_slot_is_let_go_once_however_often_it_is_stored(sender, stages):
+    schedule = fc.Schedule(**BASE, epilogue="tma", sender=sender, stages=stages)
+    p = stored_at_times.compile(target="sm_90a", schedule=schedule, T=fc.f16, K=32, E=64, check=False)
+    rng = np.random.default_rng(0)
+    for n in (24, 152):
+        a, b, v = ((rng.standard_normal(s) / 4).astype(np.float16) for s in ((100, 32), (n, 32), (n, 64)))
+        out, s = p.simulate(A=a, B=b, V=v, P=np.full((100, n), 7, np.float16)), a.astype(float) @ b.astype(float).T
+        for got, want in ((out["S"], s), (out["P"], np.where(np.arange(n) // 32 % 2 == 0, s, 7)), (out["C"], s @ v)):
+            np.testing.assert_allclose(got.astype(float), want, rtol=5e-3, atol=5e-3)

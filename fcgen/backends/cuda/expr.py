@@ -110,8 +110,8 @@ def nonneg(em: Emitter, v: Value, fuel: int = 12) -> bool:
     if op.kind == "const":
         return op["value"] >= 0
     if op.kind in ("add", "mul", "floordiv", "mod", "min", "shr"):
-        past = op.kind in ("add", "mul") and (v.type.dtype.bits < 32 or em.plan.wraps(v))  # the largest one, from where the least one follows
-        return not past and all(nonneg(em, o, fuel - 1) for o in op.operands)
+        wraps = op.kind in ("add", "mul") and (v.type.dtype.bits < 32 or em.plan.wraps(v))  # from the largest number to the least
+        return not wraps and all(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind in ("max",):
         return any(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind == "cast":

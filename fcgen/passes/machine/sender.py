@@ -92,7 +92,9 @@ def _through(kernel: Kernel, sent: dict[Value, int], read: dict[Value, _Read], s
     channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
     body = copy_block(main.body, Env())
     heard = _heard(body)
-    send = remove_dead(thread_cursors(_sends(body, channels, read, definitions(body), heard)))
+    walked = {bar for c in read.values() for bar in (c.full, c.empty)}  # whether a slot is stored or not, each is let go once
+    met = heard | {o for o in walk(body) if o.kind in ("mbar_wait", "mbar_arrive") and o.operands[0] in walked}
+    send = remove_dead(thread_cursors(_sends(body, channels, read, definitions(body), met)))
     staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}, read, definitions(main.body)))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others,
              replace(main, body=_until_free(staged, read)))
@@ -157,8 +159,8 @@ def _stages(block: Block, channels: dict[Value, Channel], read: Container[Value]
     return b.block(block.args)
 
 
-def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read], made: Mapping[Value, Op], heard: Container[Op]) -> Block:
-    """What the sender does: the loops and scalars that stores follow from, what it hears of them, and the stores."""
+def _sends(block: Block, channels: dict[Value, Channel], read: Container[Value], made: Mapping[Value, Op], met: Container[Op]) -> Block:
+    """What the sender does: the loops and scalars that stores follow from, its waits and arrivals, and the stores."""
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
@@ -176,12 +178,9 @@ def _sends(block: Block, channels: dict[Value, Channel], read: dict[Value, _Read
             c.release(b, range(c.parts))
             if turn:
                 b.do("end_turn", *turn)
-        elif op.kind == "tma_store" and (own := read.get(ring_of(op.operands[-1], made))) is not None:
-            at = made[op.operands[-1]].operands[1]
-            b.do("mbar_wait", own.full, at, lag=0)
+        elif op.kind == "tma_store" and ring_of(op.operands[-1], made) in read:
             b.add(op)
             b.do("bulk_commit")
-            b.do("mbar_arrive", own.empty, at)
-        elif op.regions or op.kind == "yield" or op in heard or not has_effect(op):
-            b.add(op.within(lambda r: _sends(r, channels, read, made, heard)))
+        elif op.regions or op.kind == "yield" or op in met or not has_effect(op):
+            b.add(op.within(lambda r: _sends(r, channels, read, made, met)))
     return b.block(block.args)
