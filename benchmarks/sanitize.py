@@ -81,8 +81,9 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 
 
 #: fields that have nothing to do in attention without functions, and who runs kernels with them on a GPU
-ELSEWHERE = {"makers": "tests/gpu/test_prologues.py", "parts": "tests/gpu/test_parts.py", "early": "tests/gpu/test_training.py",
-             "behind": "tests/gpu/test_training.py", "rolling": "tests/gpu/test_training.py", "sender": "tests/gpu/test_training.py"}
+ELSEWHERE = {"makers": "tests/gpu/test_prologues.py", "made": "tests/gpu/test_jobs.py", "parts": "tests/gpu/test_parts.py",
+             "early": "tests/gpu/test_training.py", "behind": "tests/gpu/test_training.py", "rolling": "tests/gpu/test_training.py",
+             "sender": "tests/gpu/test_training.py"}
 
 
 def uncovered() -> list[str]:

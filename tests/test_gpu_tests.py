@@ -21,7 +21,7 @@ def test_every_gpu_test_reaches_its_first_number():
     status, said = on_a_pretend_gpu("tests/gpu")
     assert status == 0, said
     reached, ran = map(int, re.search(r"(\d+) of (\d+) reached a launch", said).groups())
-    assert ran > 50 and reached > 0.6 * ran, said
+    assert ran > 50 and reached > 0.55 * ran, said
 
 
 ROTTEN = {

@@ -87,9 +87,11 @@ def test_parts_of_heads_do_not_reach_functions(workspace, monkeypatch):
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "1G"])
 def test_a_workspace_that_is_no_number(value, workspace):
+    from fcgen.attend.scores import room
+
     workspace(value)
     with pytest.raises(fc.FcError, match="FCGEN_WORKSPACE"):
-        fc.attention(*draw(b=1, h=1, g=1, d=256))
+        room(0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
