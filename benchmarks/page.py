@@ -280,9 +280,10 @@ geometric mean {said}. Time of the GPU alone: it is held until all calls of a tu
 {rows(['', *map(short, lengths)], cells)}
 
 What bounds them, by ncu and by counting. Up to D=128: shared memory, whose cycles are 1.10 to 1.15 of the tensor cores' (scores and
-gradients of weights are products of 64 keys that read both operands there, and dQ goes through it in float32); masks and selects are a tenth
-of the loop's instructions at D=64. At 1k the two kernels around the main one: 120 us of 700 to 820, at 3.9 and 4.0 TB/s (a copy has 4.1), and
-3 to 5 us that a block takes to begin and to end. D=256: L2, which sends 64 KiB for each tile of 64 x 64 scores.
+gradients of weights are products of 64 keys that read both operands there, and dQ goes through it in float32); masks and selects
+are a tenth of the loop's instructions at D=64. At 1k the two kernels around the main one: 120 us of 700 to 820, at 3.9 and 4.0 TB/s
+(a copy has 4.1), and 3 to 5 us that a block takes to begin and to end. D=256: L2, which sends 64 KiB for each tile of 64 x 64
+scores.
 {more}{_of_repeats(results)}
 """
 
