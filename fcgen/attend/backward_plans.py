@@ -51,8 +51,7 @@ def written(plan: Plan, q: Any) -> Callable[..., Any]:
     room = s.made("room", ("2", b, h, "line"), f32)  # each head's rows begin on a multiple of 16 bytes
     s.line(f"lse2_p = room_p + 4 * {room.strides[0]}")
     views |= {name: View(at, (b, h, m), room.strides[1:]) for name, at in (("Delta", "room_p"), ("LSE2", "lse2_p"))}
-    adds = plan.way in (Way.ADDS, Way.TURNS)
-    if adds:
+    if plan.way.adds:
         views["Sums"] = s.made("sums", views["Q"].shape, f32)
     if plan.queries is not None:
         n = views["K"].shape[2]
@@ -72,7 +71,7 @@ def written(plan: Plan, q: Any) -> Callable[..., Any]:
     for part in (plan.first and plan.first[0], plan.rows and plan.rows[0], plan.keys, plan.after, plan.queries):
         if part is not None:
             loaded = part.make().launcher.loaded(device)
-            mine = {**views, "dQ": views["Sums"]} if part is plan.keys and adds else views
+            mine = {**views, "dQ": views["Sums"]} if part is plan.keys and plan.way.adds else views
             steps.append((loaded, {n: mine[n] for n in loaded.order if n != "scale"}, {"scale": "scale"}))
     for loaded, mine, scalars in steps:
         s.check(loaded, mine, scalars)

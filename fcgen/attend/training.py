@@ -155,7 +155,7 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     new = _zeros if call.specs is RAGGED else _like  # of what lies in no sequence nothing is written
     dq, dk, dv, total = None, None, None, None
     given["Turns"] = torch.empty(lse.shape, dtype=torch.int32, device=q.device) if plan.way is Way.TURNS else None
-    if plan.way in (Way.ADDS, Way.TURNS):
+    if plan.way.adds:
         cleared = plan.first is not None and plan.first[0].takes("Sums")
         total = (torch.empty if cleared else torch.zeros)(q.shape, dtype=torch.float32, device=q.device)
     for pair in (plan.first, plan.rows):
@@ -244,7 +244,7 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, way:
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
     if not (for_q and every):  # nothing is left to add to, or to leave scores
         way = Way.ROWS
-    adds, turns = way in (Way.ADDS, Way.TURNS), way is Way.TURNS
+    adds, turns = way.adds, way is Way.TURNS
     more = {"grouped": grouped, **({"held": "few"} if few else {}), **({} if adds else {"dQ": None})}
     of_keys = {Way.TURNS: call.specs.in_turn, Way.SCORES: call.specs.scores}.get(way) or call.specs.keys
     keys = _ready(of_keys, arch, {**facts, **more}, functions, held) if every else None

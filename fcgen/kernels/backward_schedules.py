@@ -157,7 +157,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*pick(_MASKED), *found)
     elif not (uneven or grouped or masked):  # (a window, D=64, 4k: 362 TFLOP/s for 395 with 128 rows)
         found = (*pick(_ALIKE), *found)
-    beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `apart`)
+    beside = uneven and (head > ADDS_UP_TO or not rows)  # (few rows lie in L2 as they are: `ways`)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if beside else found
 
 
@@ -171,6 +171,11 @@ class Way(Enum):
     product of gradients of scores that the pass over keys has left in memory."""
 
     ADDS, TURNS, ROWS, SCORES = "adds", "turns", "rows", "scores"
+
+    @property
+    def adds(self) -> bool:
+        """Whether there are sums to clear before, and to round behind."""
+        return self in (Way.ADDS, Way.TURNS)
 
 
 def ways(head: int, uneven: bool, grouped: bool, rows: int, in_order: bool, turns: bool, room: bool) -> Way:
